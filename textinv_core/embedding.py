@@ -1,0 +1,77 @@
+"""The value that travels through everything: one name, some vectors per text encoder."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")
+# Names Windows keeps for devices, with or without an extension.
+RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10)}
+
+
+def _is_number(text: str) -> bool:
+    """Whether prompt syntax would take `text` as a weight: in `(embedding:7)` the 7 is one."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def safe_name(text: str) -> str:
+    """The nearest name to `text` that works in a prompt and as a file name on every system."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")[:100] or "embedding"
+    if _is_number(name) or name.lower() in RESERVED_NAMES:
+        name = f"my_{name}"[:100]
+    return name
+
+
+def check_name(name: str) -> str:
+    """Return `name` if prompts can use it, else raise ValueError with a suggestion.
+
+    A name has 1 to 100 letters (A-Z, a-z), digits, `_` and `-`, is not a number (a prompt would
+    read `(embedding:7)` as a weight of 7) and is no device name of Windows.
+    """
+    if NAME_PATTERN.fullmatch(name) and not _is_number(name) and name.lower() not in RESERVED_NAMES:
+        return name
+    raise ValueError(
+        f"An embedding cannot be called {name!r}: prompts only find names of 1 to 100 letters (A-Z), digits, "
+        f"'_' and '-' that are neither a number nor a device name. Try {safe_name(name)!r}."
+    )
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A textual-inversion embedding.
+
+    name: what prompts call it, `embedding:<name>`; see `check_name`.
+    vectors: encoder key (`clip_l`, `clip_g`, `clip_h`, `t5xxl`, ...) -> float32 tensor [n, dim], n >= 1.
+    step: optimizer steps it was trained for; None where that is not known, 0 when freshly created.
+    metadata: further string facts that files carry along.
+
+    Raises ValueError for a bad name, no vectors, or vectors of another shape or type.
+    """
+
+    name: str
+    vectors: Mapping[str, Tensor]
+    step: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_name(self.name)
+        if not self.vectors:
+            raise ValueError(f"The embedding {self.name!r} has no vectors.")
+        for key, rows in self.vectors.items():
+            if rows.ndim != 2 or rows.shape[0] == 0 or rows.dtype != torch.float32:
+                raise ValueError(
+                    f"The vectors {key!r} of the embedding {self.name!r} are {rows.dtype} of shape "
+                    f"{list(rows.shape)}; they must be float32 of shape [vectors, width]."
+                )
+
+    @property
+    def shapes(self) -> str:
+        """Its vectors in words, for messages: `clip_l 4 x 768, clip_g 4 x 1280`."""
+        return ", ".join(f"{key} {rows.shape[0]} x {rows.shape[1]}" for key, rows in self.vectors.items())
