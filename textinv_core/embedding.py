@@ -75,3 +75,21 @@ class Embedding:
     def shapes(self) -> str:
         """Its vectors in words, for messages: `clip_l 4 x 768, clip_g 4 x 1280`."""
         return ", ".join(f"{key} {rows.shape[0]} x {rows.shape[1]}" for key, rows in self.vectors.items())
+
+
+def initial_vectors(rows: Tensor, vectors: int, keep_first: bool) -> Tensor:
+    """Turn the vectors of an init text, [L, dim], into `vectors` ones, float32 [vectors, dim].
+
+    As A1111 does: vector i is row floor(i * L / vectors), so fewer rows than vectors each come several times, in
+    runs. More rows than vectors are cut after the first ones with `keep_first`, else sampled evenly. No rows give
+    zeros. `vectors` 0 takes all rows as they are; ValueError where there are none.
+    """
+    if vectors == 0 and len(rows) == 0:
+        raise ValueError("With vectors at 0 the init text decides how many there are, so it cannot be empty.")
+    if vectors == 0:
+        return rows.clone()
+    if len(rows) == 0:
+        return torch.zeros(vectors, rows.shape[1])
+    if keep_first:
+        rows = rows[:vectors]
+    return rows[torch.arange(vectors) * len(rows) // vectors].clone()

@@ -1,0 +1,76 @@
+"""Pictures cut to the size that training wants."""
+
+from comfy_api.latest import io
+
+from ..textinv_core.images import RESIZE_MODES, preprocess
+from .types import CATEGORY
+
+
+class TextInvPreprocess(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TextInvPreprocess",
+            display_name="Preprocess Images (Textual Inversion)",
+            category=CATEGORY,
+            description="Brings pictures and their masks to one size, and adds mirrored copies if asked.",
+            search_aliases=["resize images", "crop images", "prepare dataset", "flipped copies"],
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures, of any sizes, as a list or as batches."),
+                io.String.Input(
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="A caption for each picture, or one for all. Without any, captions are empty.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="A mask for each picture, or one for all: white is learnt, black is not. Masks of "
+                    "Load Image are the other way round; put an Invert Mask between.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=64,
+                    max=8192,
+                    step=8,
+                    tooltip="The width of the pictures that come out, in pixels: 512 for SD1.x, 1024 for SDXL.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=512,
+                    min=64,
+                    max=8192,
+                    step=8,
+                    tooltip="The height of the pictures that come out, in pixels: 512 for SD1.x, 1024 for SDXL.",
+                ),
+                io.Combo.Input(
+                    "resize",
+                    options=list(RESIZE_MODES),
+                    default="crop",
+                    tooltip="How a picture gets that size: crop cuts what sticks out at both ends, squash changes "
+                    "its proportions, keep leaves it as it is and ignores width and height.",
+                ),
+                io.Boolean.Input(
+                    "flip",
+                    default=False,
+                    tooltip="Follow each picture by its mirror image. Not for text, or faces that should stay theirs.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", is_output_list=True, tooltip="The pictures in their new size."),
+                io.String.Output("captions", is_output_list=True, tooltip="The caption of each picture."),
+                io.Mask.Output("masks", is_output_list=True, tooltip="The mask of each picture, cut like the picture."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, width, height, resize, flip, captions=None, masks=None) -> io.NodeOutput:
+        # As the node takes lists, single values come as lists of one.
+        images, captions, masks = preprocess(images, captions, masks, width[0], height[0], resize[0], flip[0])
+        return io.NodeOutput([image[None] for image in images], captions, [mask[None] for mask in masks])
+
+
+NODES = [TextInvPreprocess]

@@ -1,0 +1,19 @@
+"""What can only be seen from inside the host's process: gradients, flags, random state, weights."""
+
+import pytest
+
+
+def test_stubs_are_like_the_host(inside):
+    assert inside("stub_drift.py") == []
+
+
+@pytest.mark.parametrize("checkpoint", ["sd15", "sd2v"])
+def test_training_inside(inside, checkpoints, checkpoint):
+    found = inside("training.py", checkpoints / f"{checkpoint}.safetensors", 16)
+    failed = [what for what, value in found.items() if value is False]
+    assert not failed
+    assert found["loss after"] < 0.95 * found["loss before"]
+    assert found["gradient error"] < 1e-5
+    assert found["slope"] == pytest.approx(1, abs=0.05)
+    assert found["batch error"] < 1e-4
+    assert found["captions matter"] > 0.01

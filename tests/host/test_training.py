@@ -1,0 +1,260 @@
+"""The whole way on the real host: pictures in a folder, training, and the embedding in use."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from safetensors import safe_open
+
+GRAPHS = Path(__file__).parent / "graphs"
+COLOURS = ("crimson", "seagreen", "royalblue", "goldenrod")
+
+
+@pytest.fixture(scope="session")
+def pictures(base) -> str:
+    """A folder of four drawings of one toy, of different sizes, with captions for two of them."""
+    folder = base / "input" / "my_subject"
+    folder.mkdir()
+    for i, colour in enumerate(COLOURS):
+        image = Image.new("RGB", (96 + 8 * i, 80), "white")
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((20, 40, 70, 76), fill=colour)
+        draw.ellipse((28, 8, 62, 42), fill="tan")
+        image.save(folder / f"{i + 1}-a toy in {colour}.png")
+    (folder / f"1-a toy in {COLOURS[0]}.txt").write_text("a toy on a table")
+    return folder.name
+
+
+def training_graph(checkpoint="sd15", family="sd15", **changes):
+    """The example graph, for a small checkpoint and small pictures; changes: `train_steps=..`, or any training input."""
+    graph = json.loads((GRAPHS / f"train_subject_{family}.json").read_text())
+    inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
+    inputs["CheckpointLoaderSimple"]["ckpt_name"] = f"{checkpoint}.safetensors"
+    for kind in ("TextInvPreprocess", "EmptyLatentImage"):
+        inputs[kind].update(width=64, height=64)
+    inputs["KSampler"]["steps"] = 2
+    name = changes.pop("name", f"toy-{checkpoint}")
+    inputs["TextInvCreateEmbedding"]["name"] = name
+    for node in graph.values():
+        if "text" in node["inputs"]:
+            node["inputs"]["text"] = node["inputs"]["text"].replace("my-subject", name)
+    inputs["TextInvTrainEmbedding"].update({"steps": 12, "preview_steps": 2, "learning_rate": "0.01"} | changes)
+    return graph
+
+
+def node(graph, kind):
+    return next(key for key, node in graph.items() if node["class_type"] == kind)
+
+
+def stock_graph(graph):
+    """Only its stock nodes: what uses the saved file, in a graph that knows nothing of the pack."""
+    stock = {key: node for key, node in graph.items() if not node["class_type"].startswith("TextInv")}
+    for kind in ("LossGraphNode", "PreviewImage"):
+        stock.pop(node(stock, kind))
+    for encode in (n for n in stock.values() if n["class_type"] == "CLIPTextEncode"):
+        encode["inputs"]["clip"] = [node(stock, "CheckpointLoaderSimple"), 1]
+    return stock
+
+
+def saved_picture(server, graph, outputs):
+    (reference,) = outputs[node(graph, "SaveImage")]["images"]
+    with Image.open(server.file(reference)) as image:
+        return np.asarray(image, dtype=float)
+
+
+def runs(server, name) -> list[Path]:
+    return sorted((server.base / "output" / "textual_inversion" / name).iterdir())
+
+
+def losses(run) -> list[float]:
+    with (run / "textual_inversion_loss.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("checkpoint", "family"), [("sd15", "sd15"), ("sd2v", "sd15"), ("sdxl", "sdxl")])
+def test_train_apply_save_and_use_by_name(server, pictures, checkpoint, family):
+    steps = 6 if checkpoint == "sdxl" else 12
+    graph = training_graph(checkpoint, family, steps=steps)
+    name = f"toy-{checkpoint}"
+    stock = stock_graph(graph)
+    without = saved_picture(server, stock, server.run(stock))  # the name is not known yet, and ignored
+
+    outputs = server.run(graph, timeout=900)
+    applied = saved_picture(server, graph, outputs)
+    (run,) = runs(server, name)
+    assert len(losses(run)) == steps
+    assert {path.name for path in (run / "embeddings").iterdir()} == {f"{name}-{steps}.safetensors"}
+    assert (run / "images" / f"{name}-{steps}.png").is_file()
+    settings = json.loads((run / "settings.json").read_text())
+    assert (settings["pictures"], settings["steps"], settings["shuffle"]["mode"]) == (4, steps, "dynamic")
+    for shown in ("LossGraphNode", "PreviewImage"):
+        assert server.file(outputs[node(graph, shown)]["images"][0]).is_file()
+
+    file = server.base / "models" / "embeddings" / f"{name}.safetensors"
+    keys = {"sd15": {"clip_l": 768}, "sd2v": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}[checkpoint]
+    with safe_open(file, "np") as opened:
+        assert {key: opened.get_tensor(key).shape for key in opened.keys()} == {k: (2, w) for k, w in keys.items()}  # noqa: SIM118
+        assert opened.metadata()["textinv.step"] == str(steps)
+    assert file.with_suffix(".preview.png").is_file()
+    assert name in server.get("/embeddings")
+    shown = server.get(f"/view_metadata/embeddings?filename={name}.safetensors")
+    assert shown["modelspec.title"] == name
+    assert shown["modelspec.trigger_phrase"] == f"embedding:{name}"
+
+    stock["12"]["inputs"]["seed"] += 0
+    stock[node(stock, "CLIPTextEncode")]["inputs"]["text"] += " "  # else the host answers from its cache
+    by_name = saved_picture(server, stock, server.run(stock))
+    assert np.array_equal(by_name, applied)
+    assert np.abs(by_name - without).mean() > 0.5
+
+
+def test_pictures_from_the_model_are_the_same_after_training_error_and_cancel(server, pictures):
+    """One server, one loaded model: what it makes stays what it was, whatever ended a training in between."""
+    plain = stock_graph(training_graph())
+    plain[node(plain, "CLIPTextEncode")]["inputs"]["text"] = "a toy on a beach"
+
+    def picture(salt):
+        plain[node(plain, "SaveImage")]["inputs"]["filename_prefix"] = salt
+        plain[node(plain, "KSampler")]["inputs"]["denoise"] = 1.0 - 1e-9 * len(salt)  # not from the cache
+        return saved_picture(server, plain, server.run(plain))
+
+    before = picture("a")
+    server.run(training_graph(name="after-success", steps=3))
+    assert np.array_equal(picture("bb"), before)
+
+    with pytest.raises(server.Error, match=r"diverged.*lower learning rate.*kept in .*diverging-1\.safetensors"):
+        server.run(training_graph(name="diverging", learning_rate="1e30"))
+    assert np.array_equal(picture("ccc"), before)
+
+    prompt = server.post(training_graph(name="cancelled", steps=100_000))
+    log = server.base / "output" / "textual_inversion" / "cancelled"
+    deadline = time.monotonic() + 120
+    while "textinv: cancelled, step" not in server.log_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        log.exists()
+    server.interrupt()
+    asked = time.monotonic()
+    entry = server.wait(prompt, timeout=60)
+    assert entry["status"]["status_str"] == "error"
+    assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
+    assert time.monotonic() - asked < 30
+    (run,) = runs(server, "cancelled")
+    (kept,) = (run / "embeddings").iterdir()
+    assert kept.name == f"cancelled-{len(losses(run))}.safetensors"
+    assert np.array_equal(picture("dddd"), before)
+
+
+def test_lora_trains_as_patched(server, pictures, base, checkpoints):
+    """A stock LoRA between loader and training changes what is learnt, from the first loss on."""
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(checkpoints / "sd15.safetensors")
+    key = next(k for k in weights if k.endswith("attn2.to_v.weight"))
+    name = key.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_")
+    random = np.random.default_rng(0)
+    rows, columns = weights[key].shape
+    save_file(
+        {
+            f"lora_unet_{name}.lora_up.weight": random.normal(size=(rows, 4)).astype(np.float32),
+            f"lora_unet_{name}.lora_down.weight": random.normal(size=(4, columns)).astype(np.float32),
+        },
+        base / "models" / "loras" / "patch.safetensors",
+    )
+    graph = training_graph(name="plain", steps=2, preview_steps=0)
+    patched = training_graph(name="patched", steps=2, preview_steps=0)
+    loader, trainer = node(patched, "CheckpointLoaderSimple"), node(patched, "TextInvTrainEmbedding")
+    patched["lora"] = {
+        "class_type": "LoraLoader",
+        "inputs": {
+            "model": [loader, 0],
+            "clip": [loader, 1],
+            "lora_name": "patch.safetensors",
+            "strength_model": 1.0,
+            "strength_clip": 1.0,
+        },
+    }
+    patched[trainer]["inputs"].update(model=["lora", 0], clip=["lora", 1])
+    for each in (graph, patched):
+        each.pop(node(each, "PreviewImage"))
+        each[node(each, "TextInvSaveEmbedding")]["inputs"].pop("image")
+        server.run(each)
+    (without,), (with_lora,) = runs(server, "plain"), runs(server, "patched")
+    assert losses(without)[0] != losses(with_lora)[0]
+    # The same seed draws the same noise: without the LoRA again, the same losses to the last digit.
+    again = training_graph(name="plain", steps=2, preview_steps=0, custom_template="not used")
+    server.run(again)
+    assert losses(runs(server, "plain")[-1]) == losses(without)
+
+
+def test_wrong_width_names_both_sizes(server):
+    graph = training_graph(name="wide")
+    loader, create = node(graph, "CheckpointLoaderSimple"), node(graph, "TextInvCreateEmbedding")
+    other = {
+        loader: graph[loader],
+        create: graph[create],
+        "other": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd2v.safetensors"}},
+        "apply": {"class_type": "TextInvApplyEmbedding", "inputs": {"clip": ["other", 1], "embedding": [create, 0]}},
+        "encode": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["apply", 0], "text": "embedding:wide"}},
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["encode", 0]}},
+    }
+    with pytest.raises(server.Error, match=r"clip_l 2 x 768.*1024 for clip_h"):
+        server.run(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "custom", "custom_template": "a photo of a toy"}, r"\[name\]"),
+        ({"template": "none"}, "names the embedding"),
+        ({"learning_rate": "0.01:4, oops"}, "oops"),
+        ({"min_timestep": 600, "max_timestep": 500}, "min_timestep"),
+    ],
+)
+def test_bad_settings_are_sentences(server, pictures, changes, message):
+    with pytest.raises(server.Error, match=message):
+        server.run(training_graph(name="bad", **changes))
+
+
+def test_folder_escapes_are_refused(server, pictures, base):
+    outside = base / "outside"
+    outside.mkdir()
+    Image.new("RGB", (64, 64), "red").save(outside / "secret.png")
+    (base / "input" / "leads_out").symlink_to(outside, target_is_directory=True)
+    (base / "input" / "empty").mkdir()
+    for folder, message in {
+        "../outside": "outside",
+        str(outside): "outside",
+        "leads_out": "outside",
+        "empty": "no picture|no readable|There is no",
+        "not_there": "no folder",
+    }.items():
+        graph = training_graph(name="escape")
+        graph[node(graph, "TextInvLoadImages")]["inputs"]["folder"] = folder
+        with pytest.raises(server.Error, match=message):
+            server.run(graph)
+
+
+def test_new_picture_makes_the_loader_run_again(server, pictures, base):
+    folder = base / "input" / "growing"
+    folder.mkdir()
+    graph = {
+        "load": {
+            "class_type": "TextInvLoadImages",
+            "inputs": {
+                "folder": "growing",
+                "recursive": False,
+                "captions": "auto",
+                "filename_word_regex": "",
+                "filename_join_string": " ",
+            },
+        },
+        "show": {"class_type": "PreviewImage", "inputs": {"images": ["load", 0]}},
+    }
+    for count in (1, 2):
+        Image.new("RGB", (32, 32), COLOURS[count]).save(folder / f"{count}.png")
+        assert len(server.run(graph)["show"]["images"]) == count

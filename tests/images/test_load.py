@@ -1,0 +1,414 @@
+"""Reading folders of real picture files of many kinds."""
+
+import logging
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from textinv_core.images import (
+    contained_folder,
+    folder_fingerprint,
+    list_images,
+    list_subfolders,
+    load_folder,
+    load_image,
+)
+
+# What pillow warns of, and the pack refuses.
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
+# Two by three, so that a swap of height and width shows; each pixel another colour.
+PIXELS = np.array(
+    [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [128, 64, 32], [0, 0, 0]]], dtype=np.uint8
+)
+PICTURE = torch.from_numpy(PIXELS).float() / 255
+
+
+def save(path: Path, image: Image.Image | None = None, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or Image.fromarray(PIXELS)).save(path, **options)
+    return path
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG file that claims to be of that size and breaks off where its pixels should begin."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    size, check = struct.pack(">I", len(header) - 4), struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + size + header + check + struct.pack(">I", 1000) + b"IDAT"
+
+
+def relative_names(paths: list[Path], folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+# load_image
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.TIF", "a.webp"])
+def test_every_kind_of_file_gives_its_pixels(tmp_path, name):
+    image, mask = load_image(save(tmp_path / name, lossless=True))  # which only webp heeds
+    assert image.dtype == mask.dtype == torch.float32
+    assert torch.equal(image, PICTURE)
+    assert torch.equal(mask, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("name", "byte_order"), [("a.png", "<"), ("a.tif", "<"), ("a.tif", ">")])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, name, byte_order):
+    grey = np.array([[0, 1000, 65535], [300, 32768, 40000]], dtype=f"{byte_order}u2")
+    image, _ = load_image(save(tmp_path / name, Image.fromarray(grey)))
+    expected = torch.from_numpy(grey.astype(np.float32)) / 65535
+    assert torch.equal(image, expected[..., None].expand(2, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("values", "white"), [([0.0, 0.25, 1.0], 1), ([0.0, 51.0, 200.0], 255), ([0.0, 9e5, 3e5], 9e5)]
+)
+def test_float_grey_is_scaled_by_what_its_white_must_be(tmp_path, values, white):
+    image, _ = load_image(save(tmp_path / "a.tif", Image.fromarray(np.array([values], dtype=np.float32))))
+    assert torch.allclose(image[0, :, 0], torch.tensor(values) / white)
+
+
+def test_32_bit_integers(tmp_path):
+    grey = np.array([[0, 2**30, 2**31 - 1]], dtype=np.int32)
+    image, _ = load_image(save(tmp_path / "a.tif", Image.fromarray(grey)))
+    assert torch.allclose(image[0, :, 1], torch.tensor([0, 0.5, 1]))
+
+
+@pytest.mark.parametrize(("mode", "name"), [("1", "a.png"), ("L", "a.png"), ("P", "a.png"), ("YCbCr", "a.tif")])
+def test_other_modes_become_rgb(tmp_path, mode, name):
+    image, mask = load_image(save(tmp_path / name, Image.new("RGB", (3, 2), "white").convert(mode)))
+    assert torch.equal(image, torch.ones(2, 3, 3))
+    assert torch.equal(mask, torch.ones(2, 3))
+
+
+def test_cmyk_jpeg(tmp_path):
+    image, _ = load_image(save(tmp_path / "a.jpg", Image.new("CMYK", (3, 2), (0, 255, 255, 0)), quality=100))
+    assert image.shape == (2, 3, 3)
+    assert torch.allclose(image, torch.tensor([1.0, 0, 0]).expand(2, 3, 3), atol=0.02)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_becomes_the_mask(tmp_path, mode):
+    alpha = np.array([[0, 128, 255], [255, 0, 0]], dtype=np.uint8)
+    picture = Image.new("RGB", (3, 2), "white")
+    picture.putalpha(Image.fromarray(alpha))
+    image, mask = load_image(save(tmp_path / "a.png", picture.convert(mode)))
+    assert torch.equal(mask, torch.from_numpy(alpha).float() / 255)
+    assert torch.equal(image, torch.ones(2, 3, 3)), "colours under transparent places stay"
+
+
+def test_transparent_colour_of_a_palette_is_masked(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1, 2], [2, 1, 0]], dtype=np.uint8), mode="P")
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    for name in ("a.png", "a.gif"):
+        image, mask = load_image(save(tmp_path / name, picture, transparency=1))
+        assert torch.equal(mask, torch.tensor([[1.0, 0, 1], [1, 0, 1]])), name
+        assert torch.equal(image[0, 2], torch.tensor([0.0, 0, 1])), name
+
+
+def test_palette_without_transparency_is_opaque(tmp_path):
+    image, mask = load_image(save(tmp_path / "a.png", Image.fromarray(PIXELS).quantize(8)))
+    assert torch.allclose(image, PICTURE, atol=0.01)
+    assert torch.equal(mask, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_picture_and_mask(tmp_path, orientation):
+    upright = np.dstack([PIXELS, np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8)])
+    # How a camera stores a picture for each orientation: the way back from the turn that readers make.
+    stored = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation](upright)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
+    image, mask = load_image(path)
+    assert torch.equal(image, PICTURE)
+    assert torch.equal(mask, torch.from_numpy(upright[..., 3]).float() / 255)
+
+
+def test_exif_rotated_jpeg(tmp_path):
+    halves = np.zeros((16, 32, 3), dtype=np.uint8)
+    halves[:, :16] = 255  # left white, right black
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise: left becomes top
+    image, _ = load_image(save(tmp_path / "a.jpg", Image.fromarray(halves), exif=exif, quality=100))
+    assert image.shape == (32, 16, 3)
+    assert image[:15].min() > 0.95
+    assert image[17:].max() < 0.05
+
+
+def test_first_frame_of_a_gif(tmp_path):
+    red, blue = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (3, 2), "blue")
+    image, _ = load_image(save(tmp_path / "a.gif", red, save_all=True, append_images=[blue]))
+    assert torch.equal(image, torch.tensor([1.0, 0, 0]).expand(2, 3, 3))
+
+
+def broken_files(folder: Path) -> dict[str, Path]:
+    """One file of each kind that cannot be read."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    files = {
+        "truncated.jpg": save(folder / "whole.jpg", noise).read_bytes()[:1000],
+        "truncated.png": save(folder / "whole.png", noise).read_bytes()[:1000],
+        "text.png": b"this is no picture",
+        "empty.png": b"",
+        "other_kind.png": b"P6 1 1 255\n\x00\x00\x00",  # a PPM, which pillow would read if asked
+        "large.png": png_claiming(11_000, 10_000),
+        "bomb.png": png_claiming(60_000, 60_000),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    for name in ("whole.jpg", "whole.png"):
+        (folder / name).unlink()
+    return {name: folder / name for name in files}
+
+
+def test_broken_files_are_value_errors(tmp_path):
+    for name, path in broken_files(tmp_path).items():
+        with pytest.raises(ValueError, match=r"\w"):
+            load_image(path)
+            pytest.fail(f"{name} was read")
+
+
+def test_size_is_refused_before_decoding(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_claiming(11_000, 10_000))
+    # Decoding it would end in another error.
+    with pytest.raises(ValueError, match="11000 x 10000 are more than 100 million"):
+        load_image(tmp_path / "a.png")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        load_image(tmp_path / "a.png")
+
+
+# folders
+
+
+def test_natural_order(tmp_path):
+    names = ["01.png", "1.png", "a.png", "a/9.png", "a/10.png", "a1.png", "b/1.png", "I1.jpg", "i2.png", "I10.png"]
+    for name in reversed(names):
+        save(tmp_path / name)
+    assert relative_names(list_images(tmp_path, recursive=True), tmp_path) == names
+
+
+def test_only_pictures_that_are_not_hidden(tmp_path):
+    for name in ["a.PNG", "b.jpeg", ".c.png", "deep/d.png", ".cache/e.png"]:
+        save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("words")
+    (tmp_path / "folder.png").mkdir()
+    assert relative_names(list_images(tmp_path), tmp_path) == ["a.PNG", "b.jpeg"]
+    assert relative_names(list_images(tmp_path, recursive=True), tmp_path) == ["a.PNG", "b.jpeg", "deep/d.png"]
+
+
+def test_subfolders(tmp_path):
+    for name in ["set10", "set2/b/c/d/too deep", "set2/a", ".hidden"]:
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "round").symlink_to(tmp_path)
+    (tmp_path / "file").touch()
+    assert list_subfolders(tmp_path) == ["set2", "set2/a", "set2/b", "set2/b/c", "set2/b/c/d", "set10"]
+    assert list_subfolders(tmp_path, limit=2) == ["set2", "set10"], "upper levels first"
+    assert list_subfolders(tmp_path / "nowhere") == []
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A root with a folder `set` of one picture, and a picture outside."""
+    save(tmp_path / "outside" / "secret.png")
+    save(tmp_path / "root" / "set" / "cat.png")
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize("folder", ["set", "./set", " set ", "set/", "set\\", "set/../set", "set/./"])
+def test_folders_inside(root, folder):
+    assert load_folder(root, folder).names == ["cat"]
+
+
+@pytest.mark.parametrize("folder", ["", ".", "set/.."])
+def test_the_root_itself(root, folder):
+    assert load_folder(root, folder, recursive=True).names == ["set/cat"]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["..", "../outside", "set/../../outside", "..\\outside", "link", "link/..", "C:\\x", "C:", "\\\\host\\x", "a\0b"],
+)
+def test_folders_outside_are_refused(root, folder):
+    (root / "link").symlink_to(root.parent / "outside")
+    with pytest.raises(ValueError, match="nothing outside is read"):
+        contained_folder(root, folder)
+
+
+def test_absolute_paths_are_refused_even_into_the_root(root):
+    for folder in (str(root.parent / "outside"), str(root / "set"), "/"):
+        with pytest.raises(ValueError, match="nothing outside is read"):
+            contained_folder(root, folder)
+
+
+def test_a_name_that_begins_like_the_root_is_outside(root):
+    (root.parent / "root2").mkdir()
+    with pytest.raises(ValueError, match="nothing outside is read"):
+        contained_folder(root, "../root2")
+
+
+def test_links_that_go_in_circles(root):
+    (root / "a").symlink_to(root / "b")
+    (root / "b").symlink_to(root / "a")
+    with pytest.raises(ValueError, match="There is no folder 'a'"):
+        contained_folder(root, "a")
+
+
+def test_missing_folder_says_what_there_is(root):
+    (root / "other").mkdir()
+    with pytest.raises(ValueError, match=r"no folder 'sat' .* There is: other, set\."):
+        contained_folder(root, "sat")
+    with pytest.raises(ValueError, match="is a file"):
+        contained_folder(root, "set/cat.png")
+
+
+def test_the_root_may_be_a_link_and_links_inside_it_work(root):
+    linked = root.parent / "linked"
+    linked.symlink_to(root)
+    (root / "alias").symlink_to("set")
+    (root / "set" / "dog.png").symlink_to("cat.png")
+    assert load_folder(linked, "alias").names == ["cat", "dog"]
+
+
+def test_links_to_outside_are_neither_read_nor_silent(root, caplog):
+    outside = root.parent / "outside"
+    (outside / "secret.txt").write_text("secret words")
+    (root / "set" / "link.png").symlink_to(outside / "secret.png")
+    (root / "set" / "cat.txt").symlink_to(outside / "secret.txt")
+    (root / "set" / "folder").symlink_to(outside)
+    loaded = load_folder(root, "set", recursive=True)
+    assert loaded.names == ["cat"]
+    assert loaded.captions == ["cat"]
+    assert [name for name, _ in loaded.skipped] == ["cat.txt", "link.png"]
+    assert all("outside" in reason for _, reason in loaded.skipped)
+    assert "link.png" in caplog.text
+    assert "cat.txt" in caplog.text
+    assert load_folder(root, "set", captions="sidecar").captions == [""]
+
+
+# load_folder
+
+
+def test_pictures_masks_captions_and_names_stay_together(tmp_path):
+    for i, name in enumerate(["10 ten", "9 nine", "sub/1 one"], start=1):
+        picture = Image.new("RGBA", (i, i + 1), (0, 0, 0, i))
+        save(tmp_path / f"{name}.png", picture).with_suffix(".txt").write_text(f"words of {name}")
+    loaded = load_folder(tmp_path, ".", recursive=True)
+    assert loaded.names == ["9 nine", "10 ten", "sub/1 one"]
+    assert loaded.captions == ["words of 9 nine", "words of 10 ten", "words of sub/1 one"]
+    assert [tuple(image.shape) for image in loaded.images] == [(3, 2, 3), (2, 1, 3), (4, 3, 3)]
+    assert [tuple(mask.shape) for mask in loaded.masks] == [(3, 2), (2, 1), (4, 3)]
+    assert [round(float(mask[0, 0]) * 255) for mask in loaded.masks] == [2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        ("auto", ["a red house", "blue_house"]),
+        ("sidecar", ["a red house", ""]),
+        ("filename", ["red_house", "blue_house"]),
+        ("none", ["", ""]),
+    ],
+)
+def test_where_captions_come_from(tmp_path, captions, expected):
+    save(tmp_path / "01-red_house.png").with_suffix(".txt").write_text("a red house")
+    save(tmp_path / "02-blue_house.png")
+    assert load_folder(tmp_path, ".", captions=captions).captions == expected
+
+
+def test_words_of_the_file_name(tmp_path):
+    save(tmp_path / "01-red_house.png")
+    assert load_folder(tmp_path, ".", word_regex="[a-z]+", join=", ").captions == ["red, house"]
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_folder(tmp_path, ".", word_regex="[a-z")
+
+
+def test_unknown_captions(tmp_path):
+    with pytest.raises(ValueError, match=r"'blip'.*auto, sidecar, filename, none"):
+        load_folder(tmp_path, ".", captions="blip")
+
+
+def test_unreadable_files_are_left_out_and_named_in_one_warning(tmp_path, caplog):
+    broken = broken_files(tmp_path)
+    save(tmp_path / "good.png")
+    save(tmp_path / "word.png").with_suffix(".txt").write_bytes(b"\xff\xfe\xfa")
+    loaded = load_folder(tmp_path, ".")
+    assert loaded.names == ["good", "word"]
+    assert loaded.captions == ["good", "word"]
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    for name in (*broken, "word.txt"):
+        assert name in record.getMessage()
+    assert {name for name, _ in loaded.skipped} == {*broken, "word.txt"}
+
+
+def test_no_warning_without_reason(tmp_path, caplog):
+    save(tmp_path / "good.png")
+    assert load_folder(tmp_path, ".").skipped == []
+    assert not caplog.records
+
+
+def test_a_folder_without_pictures_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"no pictures \(png, .*\)\. Put"):
+        load_folder(tmp_path, ".")
+    save(tmp_path / "deep" / "a.png")
+    with pytest.raises(ValueError, match="The folders in it have 1: switch `recursive` on"):
+        load_folder(tmp_path, ".")
+
+
+def test_a_folder_of_broken_pictures_says_what_is_wrong(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"(?s)None of the pictures.*text\.png: it is not a picture"):
+        load_folder(tmp_path, ".")
+
+
+# folder_fingerprint
+
+
+def test_fingerprint_changes_with_every_file(tmp_path):
+    seen = []
+
+    def changed() -> bool:
+        seen.append(folder_fingerprint(tmp_path, "."))
+        assert folder_fingerprint(tmp_path, ".") == seen[-1], "the same folder gives the same fingerprint"
+        return seen[-1] not in seen[:-1]
+
+    path = save(tmp_path / "a.png")
+    assert changed()
+    save(tmp_path / "b.png")
+    assert changed(), "a picture was added"
+    (tmp_path / "a.txt").write_text("words")
+    assert changed(), "a caption was added"
+    (tmp_path / "a.txt").write_text("other words")
+    assert changed(), "a caption was changed"
+    os.utime(path, ns=(1, 1))
+    assert changed(), "a picture has another time"
+    (tmp_path / "b.png").rename(tmp_path / "c.png")
+    assert changed(), "a picture was renamed"
+    (tmp_path / "c.png").unlink()
+    assert changed(), "a picture was removed"
+    (tmp_path / "other.md").write_text("no matter")
+    save(tmp_path / "deep" / "d.png")
+    assert not changed(), "what is not loaded does not count"
+    assert folder_fingerprint(tmp_path, ".", recursive=True) not in seen
+
+
+def test_fingerprint_refuses_what_loading_refuses(tmp_path):
+    with pytest.raises(ValueError, match="nothing outside is read"):
+        folder_fingerprint(tmp_path, "..")

@@ -1,0 +1,61 @@
+import os
+
+import pytest
+
+from textinv_core.files import write_atomically
+
+
+def test_writes_and_replaces(tmp_path):
+    path = tmp_path / "x.csv"
+    write_atomically(path, b"one")
+    write_atomically(str(path), b"two\r\n\0")
+    assert path.read_bytes() == b"two\r\n\0"
+    assert os.listdir(tmp_path) == ["x.csv"]
+
+
+def test_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    write_atomically(tmp_path / "x", b"")
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, failing):
+    path = tmp_path / "x.json"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise KeyboardInterrupt  # as the host's interrupt, no Exception
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def spy_fsync(handle):
+        calls.append(("fsync", os.fstat(handle).st_size))
+        fsync(handle)
+
+    def spy_replace(source, target):
+        calls.append(("replace", os.path.dirname(source)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    write_atomically(tmp_path / "x", b"12345")
+    assert calls == [("fsync", 5), ("replace", str(tmp_path))]
+
+
+def test_the_longest_name_works(tmp_path):
+    write_atomically(tmp_path / ("x" * 255), b"1")
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "no" / "x", b"1")

@@ -1,0 +1,77 @@
+"""What is learnt from: pictures as latents with their captions, in batches of equal size."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture.
+
+    latent: float32 [C, h, w], scaled as the model takes it.
+    caption: its filewords; may be empty.
+    weights: float32 [h, w] with a mean of 1, how much each place counts in the loss; None for everywhere alike.
+    """
+
+    latent: Tensor
+    caption: str = ""
+    weights: Tensor | None = None
+
+
+def loss_weights(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask [H, W] as weights float32 [height, width]: the least is 0 and the mean 1, as in A1111's alpha weights.
+
+    A mask that is the same everywhere weights nothing: all ones.
+    """
+    mask = torch.nn.functional.interpolate(mask[None, None].float(), (height, width), mode="area")[0, 0]
+    mask = mask - mask.min()
+    # A spread within rounding is none: normalising it would weight noise.
+    return mask / mask.mean() if mask.max() > 1e-6 else torch.ones_like(mask)
+
+
+def crop_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """The middle of a picture or mask [H, W, ...] whose sides are multiples of `multiple`, as large as can be.
+
+    Raises ValueError for a picture smaller than that.
+    """
+    height, width = (side // multiple * multiple for side in image.shape[:2])
+    if not height or not width:
+        raise ValueError(
+            f"A picture of {image.shape[1]}x{image.shape[0]} pixels is too small to train on: this model needs "
+            f"at least {multiple} pixels a side."
+        )
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def buckets(examples: Sequence[Example]) -> list[list[int]]:
+    """Indices into `examples`, grouped by the shape of their latents, in order of first appearance."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.latent.shape, []).append(index)
+    return list(groups.values())
+
+
+def epoch(examples: Sequence[Example], batch_size: int, generator: Generator) -> list[list[int]]:
+    """One pass over all examples: batches of up to `batch_size` indices, each from a single bucket, shuffled.
+
+    Every example comes exactly once; where a bucket does not divide evenly, its last batch is smaller.
+    """
+    batches = []
+    for bucket in buckets(examples):
+        shuffled = [bucket[i] for i in torch.randperm(len(bucket), generator=generator).tolist()]
+        batches += [shuffled[i : i + batch_size] for i in range(0, len(shuffled), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def batches(examples: Sequence[Example], batch_size: int, generator: Generator) -> Iterator[list[int]]:
+    """Epoch after epoch, without end."""
+    while True:
+        yield from epoch(examples, batch_size, generator)
+
+
+def batches_per_epoch(examples: Sequence[Example], batch_size: int) -> int:
+    return sum(-(-len(bucket) // batch_size) for bucket in buckets(examples))

@@ -1,0 +1,33 @@
+"""Files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, replacing what was there; whatever goes wrong, the old file stays as it was.
+
+    The folder must exist. For text, pass its bytes: `text.encode()`.
+    """
+    path = Path(path)
+    # In the same folder, because only within one file system is a rename a single step.
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def numbered(path: Path) -> Path:
+    """`path`, or where there is such a file already, `<stem>_2`, `<stem>_3`, ... with the same suffix."""
+    n = 1
+    free = path
+    while free.exists():
+        n += 1
+        free = path.with_stem(f"{path.stem}_{n}")
+    return free

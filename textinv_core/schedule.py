@@ -1,0 +1,84 @@
+"""Learning rates that change at listed steps: `0.005:100, 0.001:1000, 0.0005`."""
+
+import math
+from bisect import bisect_right
+
+
+def _read_item(item: str) -> tuple[float, float]:
+    """`rate`, `rate:step` or `rate:-1` -> (rate, step it lasts until); a rate to the end lasts until inf."""
+    rate_text, colon, step_text = item.partition(":")
+    try:
+        rate = float(rate_text)
+        step = int(step_text) if colon else -1
+    except ValueError:
+        raise ValueError(
+            f"The learning rate {item!r} cannot be read. Write a rate, or a rate and the step it lasts until, "
+            "such as 0.005:100."
+        ) from None
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"The learning rate {item!r} is not a finite number of 0 or more.")
+    if step < 1 and step != -1:
+        raise ValueError(f"The learning rate {item!r} ends at step {step}. Use a step of 1 or more, or -1 for the end.")
+    return rate, math.inf if step == -1 else step
+
+
+def _read_items(text: str) -> list[tuple[float, float]]:
+    """The listed (rate, step it lasts until), in order; steps increase."""
+    pieces: list[tuple[float, float]] = []
+    reached, previous = 0.0, ""
+    for item in filter(None, map(str.strip, text.split(","))):
+        rate, until = _read_item(item)
+        if reached == math.inf:
+            raise ValueError(
+                f"The learning rate {item!r} would never be used: {previous!r} before it lasts to the end. "
+                f"Give {previous!r} a step, or remove {item!r}."
+            )
+        if until <= reached:
+            raise ValueError(
+                f"The learning rate {item!r} ends no later than {previous!r} before it; steps must increase."
+            )
+        pieces.append((rate, until))
+        reached, previous = until, item
+    if not pieces:
+        raise ValueError(
+            "The learning rate is empty. Write one rate, such as 0.005, or a list such as 0.005:100, 0.001."
+        )
+    return pieces
+
+
+class LearningRateSchedule:
+    """Piecewise constant learning rates in AUTOMATIC1111's grammar.
+
+    text: items separated by commas, empty ones skipped. `rate:step` is this rate until, and not including, that
+        step; `rate:-1` and a rate alone last to the end. Rates are finite and >= 0, steps are >= 1 and increase.
+    max_steps: the step training ends at, at the latest. Items beyond it are read, never reached.
+    start: the step training goes on from, >= 0. Items that end at or before it are past.
+
+    Steps are counted from 0: the optimizer step that makes an embedding's `step` 1 runs at rate_at(0).
+    `last_step` is where training ends: the last listed step, or `max_steps` if that comes first.
+
+    Raises ValueError that names the item for one that is malformed, out of order or follows a rate without end,
+    and ValueError where no step is left to train.
+    """
+
+    def __init__(self, text: str, max_steps: int, start: int = 0):
+        pieces = [(rate, until) for rate, until in _read_items(text) if until > start]
+        if max_steps <= start:
+            raise ValueError(
+                f"No step is left to train: the embedding stands at step {start} of {max_steps}. Add steps."
+            )
+        if not pieces:
+            raise ValueError(
+                f"No step is left to train: every rate in {text!r} ends by step {start}, where the embedding stands. "
+                "Add a later rate."
+            )
+        self._start = start
+        self._rates = [rate for rate, _ in pieces]
+        self._ends = [int(min(until, max_steps)) for _, until in pieces]
+        self.last_step = self._ends[-1]
+
+    def rate_at(self, step: int) -> float:
+        """The rate of the optimizer step `step`, start <= step < last_step; ValueError outside of that."""
+        if not self._start <= step < self.last_step:
+            raise ValueError(f"Step {step} is not trained; this run's steps are {self._start} to {self.last_step - 1}.")
+        return self._rates[bisect_right(self._ends, step)]
