@@ -10,7 +10,7 @@ from ..textinv_core.embedding import Embedding, check_name, initial_vectors
 from ..textinv_core.files import numbered
 from ..textinv_core.hosts import comfy as host
 from ..textinv_core.images import save_picture
-from .types import CATEGORY, EmbeddingType
+from .types import CATEGORY, EmbeddingType, sentence
 
 
 class TextInvCreateEmbedding(io.ComfyNode):
@@ -48,8 +48,8 @@ class TextInvCreateEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
-        return _sentence(check_name, name)
+    def validate_inputs(cls, name=None):
+        return name is None or sentence(check_name, name)  # None: linked, and checked when the graph runs
 
     @classmethod
     def execute(cls, clip, name, init_text, vectors) -> io.NodeOutput:
@@ -113,11 +113,13 @@ class TextInvSaveEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, embedding, format, overwrite, image=None) -> io.NodeOutput:
-        path = Path(folder_paths.get_folder_paths("embeddings")[0]) / f"{embedding.name}.{format}"
+        folder = Path(folder_paths.get_folder_paths("embeddings")[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{embedding.name}.{format}"
         if not overwrite:
             path = numbered(path)
         save_embedding(embedding, path)
-        if image is not None:
+        if image is not None and len(image):
             save_picture(image[0], path.with_suffix(".preview.png"))
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"Saved as embedding:{path.stem}\n{path}"))
 
@@ -138,8 +140,8 @@ class TextInvLoadEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name):
-        return name in _embedding_files() or f"There is no embedding {name!r} in the embeddings folder."
+    def validate_inputs(cls, name=None):
+        return name is None or name in _embedding_files() or f"There is no embedding {name!r} in the embeddings folder."
 
     @classmethod
     def fingerprint_inputs(cls, name):
@@ -153,15 +155,6 @@ class TextInvLoadEmbedding(io.ComfyNode):
 
 def _embedding_files() -> list[str]:
     return [name for name in folder_paths.get_filename_list("embeddings") if name.endswith(".safetensors")]
-
-
-def _sentence(check, value) -> bool | str:
-    """True, or what `check` has against `value`, as validation reports it."""
-    try:
-        check(value)
-    except ValueError as error:
-        return str(error)
-    return True
 
 
 NODES = [TextInvCreateEmbedding, TextInvApplyEmbedding, TextInvSaveEmbedding, TextInvLoadEmbedding]

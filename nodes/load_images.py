@@ -1,10 +1,12 @@
 """Pictures and captions from a folder of the host's input directory."""
 
+from functools import partial
+
 import folder_paths
 from comfy_api.latest import io
 
 from ..textinv_core.images import CAPTIONS, contained_folder, folder_fingerprint, list_subfolders, load_folder
-from .types import CATEGORY
+from .types import CATEGORY, sentence
 
 
 class TextInvLoadImages(io.ComfyNode):
@@ -75,11 +77,7 @@ class TextInvLoadImages(io.ComfyNode):
         # Naming `folder` here also switches off the host's check against the list, which knows no new folders.
         if folder is None or folder_text is None:  # linked: known when the graph runs, and checked then
             return True
-        try:
-            contained_folder(folder_paths.get_input_directory(), folder_text.strip() or folder)
-        except ValueError as error:
-            return str(error)
-        return True
+        return sentence(partial(contained_folder, folder_paths.get_input_directory()), folder_text.strip() or folder)
 
     @classmethod
     def fingerprint_inputs(cls, folder, recursive, folder_text="", **kwargs):

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..textinv_core import ShuffleConfig
 from ..textinv_core.shuffle import MODES, Per
-from .types import CATEGORY, ShuffleType
+from .types import CATEGORY, ShuffleType, sentence
 
 
 class TextInvShuffleConfig(io.ComfyNode):
@@ -52,12 +52,9 @@ class TextInvShuffleConfig(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, mode):
-        try:
-            ShuffleConfig(mode=mode)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, mode=None):
+        # Naming `mode` switches off the host's check against the list, which knows no aliases such as `on`.
+        return mode is None or sentence(lambda text: ShuffleConfig(mode=text), mode)
 
     @classmethod
     def execute(cls, mode, per, progressive_words, unlock_every) -> io.NodeOutput:

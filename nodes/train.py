@@ -16,7 +16,7 @@ from ..textinv_core.prompts import TEMPLATES, render, template_lines
 from ..textinv_core.training.loop import Progress
 from ..textinv_core.training.run import new_run_folder, run_training
 from ..textinv_core.training.settings import TrainSettings
-from .types import CATEGORY, EmbeddingType, LossMapType, ShuffleType
+from .types import CATEGORY, EmbeddingType, ShuffleType
 
 
 class TextInvTrainEmbedding(io.ComfyNode):
@@ -184,7 +184,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
             ],
             outputs=[
                 EmbeddingType.Output("embedding", tooltip="The trained embedding."),
-                LossMapType.Output("loss", tooltip="The loss of every step, for Plot Loss Graph."),
+                io.LossMap.Output("loss", tooltip="The loss of every step, for Plot Loss Graph."),
                 io.Image.Output("previews", tooltip="What the trained embedding gives; empty without preview steps."),
             ],
         )
@@ -195,7 +195,9 @@ class TextInvTrainEmbedding(io.ComfyNode):
         model, clip, vae, embedding = (given[name] for name in ("model", "clip", "vae", "embedding"))
         settings = _settings(given)
         if captions is None and any("[filewords]" in line for line in settings.template):
-            raise ValueError("This template has [filewords], so captions must be connected; or choose another template.")
+            raise ValueError(
+                "This template has [filewords], so captions must be connected; or choose another template."
+            )
         host.check_fits(clip, embedding)
         masks = masks if given.get("mask_loss", True) else None
         images, captions, masks = preprocess(images, captions, masks, 0, 0, "keep")
@@ -211,9 +213,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 bar.update_absolute(progress.step, progress.last_step)
                 comfy.model_management.throw_exception_if_processing_interrupted()
 
-            with host.trainable(
-                model, clip, largest, settings.batch_size, given.get("precision", "auto")
-            ) as trainable:
+            with host.trainable(model, clip, largest, settings.batch_size, given.get("precision", "auto")) as trainable:
                 trained = run_training(
                     trainable,
                     examples,

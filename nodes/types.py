@@ -1,9 +1,20 @@
-"""The pack's own socket types."""
+"""What the node files share: the pack's socket types, its category, and errors as validation wants them."""
+
+from collections.abc import Callable
+from typing import Any
 
 from comfy_api.latest import io
 
 EmbeddingType = io.Custom("TEXTINV_EMBEDDING")
 ShuffleType = io.Custom("TEXTINV_SHUFFLE")
-LossMapType = io.Custom("LOSS_MAP")  # the host's, which has no class for it
 
 CATEGORY = "training/textual inversion"
+
+
+def sentence(check: Callable[[Any], Any], value: Any) -> bool | str:
+    """What `check` has against `value`, or True: the answer that `validate_inputs` gives."""
+    try:
+        check(value)
+    except ValueError as error:
+        return str(error)
+    return True

@@ -32,7 +32,9 @@ class NoiseSchedule:
     def __post_init__(self):
         coefficients = torch.stack([self.signal, self.noise, self.skip, self.out])
         if not torch.isfinite(coefficients).all() or (self.out == 0).any():
-            raise ValueError("This model's noise schedule cannot be trained on: it is not finite, or ignores its input.")
+            raise ValueError(
+                "This model's noise schedule cannot be trained on: it is not finite, or ignores its input."
+            )
 
     def __len__(self) -> int:
         return len(self.signal)

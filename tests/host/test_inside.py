@@ -14,6 +14,13 @@ def test_training_inside(inside, checkpoints, checkpoint):
     assert not failed
     assert found["loss after"] < 0.95 * found["loss before"]
     assert found["gradient error"] < 1e-5
+    assert found["bf16"] > 0.99
+    assert found["fp16"] > 0.999
     assert found["slope"] == pytest.approx(1, abs=0.05)
     assert found["batch error"] < 1e-4
     assert found["captions matter"] > 0.01
+
+
+def test_names_in_prompts_mean_the_same_everywhere(inside, checkpoints):
+    """Applied, saved, and as `names_embedding` and `render` take the host's parser to be."""
+    assert inside("prompts.py", checkpoints / "sd15.safetensors") == []

@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def pictures(base) -> str:
 
 
 def training_graph(checkpoint="sd15", family="sd15", **changes):
-    """The example graph, for a small checkpoint and small pictures; changes: `train_steps=..`, or any training input."""
+    """The example graph for a small checkpoint and small pictures; changes: inputs of the training node."""
     graph = json.loads((GRAPHS / f"train_subject_{family}.json").read_text())
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
     inputs["CheckpointLoaderSimple"]["ckpt_name"] = f"{checkpoint}.safetensors"
@@ -52,7 +53,7 @@ def node(graph, kind):
 
 def stock_graph(graph):
     """Only its stock nodes: what uses the saved file, in a graph that knows nothing of the pack."""
-    stock = {key: node for key, node in graph.items() if not node["class_type"].startswith("TextInv")}
+    stock = {key: node for key, node in deepcopy(graph).items() if not node["class_type"].startswith("TextInv")}
     for kind in ("LossGraphNode", "PreviewImage"):
         stock.pop(node(stock, kind))
     for encode in (n for n in stock.values() if n["class_type"] == "CLIPTextEncode"):
@@ -105,7 +106,6 @@ def test_train_apply_save_and_use_by_name(server, pictures, checkpoint, family):
     assert shown["modelspec.title"] == name
     assert shown["modelspec.trigger_phrase"] == f"embedding:{name}"
 
-    stock["12"]["inputs"]["seed"] += 0
     stock[node(stock, "CLIPTextEncode")]["inputs"]["text"] += " "  # else the host answers from its cache
     by_name = saved_picture(server, stock, server.run(stock))
     assert np.array_equal(by_name, applied)
@@ -130,13 +130,11 @@ def test_pictures_from_the_model_are_the_same_after_training_error_and_cancel(se
         server.run(training_graph(name="diverging", learning_rate="1e30"))
     assert np.array_equal(picture("ccc"), before)
 
-    prompt = server.post(training_graph(name="cancelled", steps=100_000))
-    log = server.base / "output" / "textual_inversion" / "cancelled"
+    prompt = server.post(training_graph(name="cancelled", steps=900))
     deadline = time.monotonic() + 120
     while "textinv: cancelled, step" not in server.log_text():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-        log.exists()
     server.interrupt()
     asked = time.monotonic()
     entry = server.wait(prompt, timeout=60)

@@ -2,41 +2,48 @@
 
 import pytest
 
-# Node id -> inputs and outputs, in order: (id, io type, traits). Once landed, these stay.
+# Node id -> inputs and outputs, in order: `id: TYPE`, `?` where optional, `[]` for lists. Once landed, these stay.
 SCHEMAS = {
     "TextInvLoadImages": (
-        [
-            ("folder", "COMBO", ""),
-            ("recursive", "BOOLEAN", ""),
-            ("captions", "COMBO", ""),
-            ("filename_word_regex", "STRING", ""),
-            ("filename_join_string", "STRING", ""),
-            ("folder_text", "STRING", "optional"),
-        ],
-        [
-            ("images", "IMAGE", "list"),
-            ("captions", "STRING", "list"),
-            ("masks", "MASK", "list"),
-            ("names", "STRING", "list"),
-        ],
+        "folder: COMBO, recursive: BOOLEAN, captions: COMBO, filename_word_regex: STRING, filename_join_string: STRING,"
+        " folder_text: STRING?",
+        "images: IMAGE[], captions: STRING[], masks: MASK[], names: STRING[]",
     ),
     "TextInvPreprocess": (
-        [
-            ("images", "IMAGE", ""),
-            ("captions", "STRING", "optional"),
-            ("masks", "MASK", "optional"),
-            ("width", "INT", ""),
-            ("height", "INT", ""),
-            ("resize", "COMBO", ""),
-            ("flip", "BOOLEAN", ""),
-        ],
-        [("images", "IMAGE", "list"), ("captions", "STRING", "list"), ("masks", "MASK", "list")],
+        "images: IMAGE, captions: STRING?, masks: MASK?, width: INT, height: INT, resize: COMBO, flip: BOOLEAN",
+        "images: IMAGE[], captions: STRING[], masks: MASK[]",
     ),
+    "TextInvCreateEmbedding": (
+        "clip: CLIP, name: STRING, init_text: STRING, vectors: INT",
+        "embedding: TEXTINV_EMBEDDING",
+    ),
+    "TextInvLoadEmbedding": ("name: COMBO", "embedding: TEXTINV_EMBEDDING"),
+    "TextInvSaveEmbedding": (
+        "embedding: TEXTINV_EMBEDDING, format: COMBO, overwrite: BOOLEAN, image: IMAGE?",
+        "path: STRING",
+    ),
+    "TextInvShuffleConfig": (
+        "mode: COMBO, per: COMBO, progressive_words: BOOLEAN, unlock_every: INT",
+        "shuffle: TEXTINV_SHUFFLE",
+    ),
+    "TextInvTrainEmbedding": (
+        "model: MODEL, clip: CLIP, vae: VAE, embedding: TEXTINV_EMBEDDING, images: IMAGE, captions: STRING?,"
+        " masks: MASK?, shuffle: TEXTINV_SHUFFLE?, template: COMBO, custom_template: STRING?, steps: INT,"
+        " learning_rate: STRING, batch_size: INT, gradient_accumulation: INT, seed: INT, preview_prompt: STRING?,"
+        " preview_steps: INT?, precision: COMBO?, gradient_checkpointing: COMBO?, gradient_clipping: COMBO?,"
+        " clip_at: FLOAT?, min_timestep: INT?, max_timestep: INT?, loss_weighting: COMBO?, mask_loss: BOOLEAN?,"
+        " save_every: INT?",
+        "embedding: TEXTINV_EMBEDDING, loss: LOSS_MAP, previews: IMAGE",
+    ),
+    "TextInvApplyEmbedding": ("clip: CLIP, embedding: TEXTINV_EMBEDDING", "clip: CLIP"),
 }
 
 OPTIONS = {
     ("TextInvLoadImages", "captions"): ["auto", "sidecar", "filename", "none"],
     ("TextInvPreprocess", "resize"): ["crop", "squash", "keep"],
+    ("TextInvShuffleConfig", "per"): ["sample", "occurrence", "batch"],
+    ("TextInvTrainEmbedding", "precision"): ["auto", "fp32", "bf16", "fp16"],
+    ("TextInvTrainEmbedding", "gradient_checkpointing"): ["auto", "on", "off"],
 }
 
 
@@ -51,9 +58,10 @@ def test_every_node_is_in_the_table(schemas):
 
 @pytest.mark.parametrize("node_id", SCHEMAS)
 def test_inputs_and_outputs(schemas, node_id):
-    schema, (inputs, outputs) = schemas[node_id], SCHEMAS[node_id]
-    assert [(i.id, i.io_type, "optional" if i.optional else "") for i in schema.inputs] == inputs
-    assert [(o.id, o.io_type, "list" if o.is_output_list else "") for o in schema.outputs] == outputs
+    schema = schemas[node_id]
+    inputs = ", ".join(f"{i.id}: {i.io_type}{'?' if i.optional else ''}" for i in schema.inputs)
+    outputs = ", ".join(f"{o.id}: {o.io_type}{'[]' if o.is_output_list else ''}" for o in schema.outputs)
+    assert (inputs, outputs) == SCHEMAS[node_id]
 
 
 @pytest.mark.parametrize(("node_id", "input_id"), OPTIONS)
@@ -67,16 +75,18 @@ def test_options(schemas, node_id, input_id):
 def test_a_node_explains_itself(schemas, node_id):
     schema = schemas[node_id]
     assert node_id.startswith("TextInv")
+    assert schema.node_id == node_id
     assert schema.display_name.endswith("(Textual Inversion)")
     assert schema.category == "training/textual inversion"
     assert schema.search_aliases
     for text in (schema.description, *(part.tooltip for part in (*schema.inputs, *schema.outputs))):
-        assert text and text[0].isupper() and text.endswith("."), f"no sentence: {text!r}"
+        assert text and " " in text and text.endswith("."), f"no sentence: {text!r}"
 
 
 @pytest.mark.parametrize("node_id", SCHEMAS)
 def test_a_node_has_a_help_page(request, node_id):
     page = request.config.rootpath / "web" / "docs" / f"{node_id}.md"
     text = page.read_text(encoding="utf-8")
-    for name, _, _ in SCHEMAS[node_id][0]:
+    for declared in SCHEMAS[node_id][0].split(", "):
+        name = declared.split(":")[0]
         assert f"`{name}`" in text, f"{page.name} says nothing of {name}"

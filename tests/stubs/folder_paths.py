@@ -5,7 +5,9 @@ import os
 input_directory = "input"
 output_directory = "output"
 # Kind of model -> (folders, extensions), as in the host.
-folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {}
+folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {
+    "embeddings": (["models/embeddings"], {".pt", ".bin", ".safetensors"}),
+}
 
 
 def get_input_directory() -> str:

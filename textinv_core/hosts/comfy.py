@@ -41,7 +41,8 @@ class Encoder(NamedTuple):
     model: SDClipModel
 
     @property
-    def table(self) -> torch.nn.Module:
+    def table(self) -> Any:
+        """The module that looks up the vectors of token ids."""
         return self.model.transformer.get_input_embeddings()
 
 
@@ -208,9 +209,14 @@ def _recast(module: Any, like: Tensor) -> Tensor:
 
 
 def fingerprint(model: Any) -> str:
-    """16 hex digits that tell base models apart: a hash of every weight's name, shape and first values."""
+    """16 hex digits that tell base models apart: a hash of every weight's name, shape and first values.
+
+    Of the weights without the patches on them: with any LoRA a model is the same one.
+    """
     digest = hashlib.sha256()
-    for name, weight in model.model.diffusion_model.named_parameters():
+    for name, weight in model.model.diffusion_model.named_parameters(prefix="diffusion_model"):
+        if name in model.backup:
+            weight = model.backup[name].weight
         digest.update(f"{name}{list(weight.shape)}".encode())
         digest.update(weight.detach().flatten()[:8].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -30,7 +30,8 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
     try:
         for module in (m for root in modules for m in root.modules()):
             for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
+                stored: dict[str, Any] = tensors
+                for name, tensor in stored.items():
                     if tensor is None or not (tensor.is_inference() or tensor.requires_grad):
                         continue
                     if type(tensor) not in (Tensor, nn.Parameter):
@@ -38,12 +39,12 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
                             f"Embeddings cannot be trained on this model yet: its weights are quantised "
                             f"({type(tensor).__name__}). Load a version of it with fp16, bf16 or fp32 weights."
                         )
-                    replaced.append((tensors, name, tensor))
-                    tensors[name] = aliases.setdefault(id(tensor), _ordinary(tensor))
+                    replaced.append((stored, name, tensor))
+                    stored[name] = aliases.setdefault(id(tensor), _ordinary(tensor))
         yield
     finally:
-        for tensors, name, tensor in reversed(replaced):
-            tensors[name] = tensor
+        for stored, name, tensor in reversed(replaced):
+            stored[name] = tensor
 
 
 @contextmanager
@@ -94,11 +95,12 @@ def recasting(module: nn.Module, recast: Recast) -> AbstractContextManager[None]
         def cast_forward(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if not (input.requires_grad and torch.is_grad_enabled()):
                 return forward(input, *args, **kwargs)
-            stored, given = module.weight.untyped_storage().data_ptr(), input.untyped_storage().data_ptr()
+            weight: Tensor = module.get_parameter("weight")
+            kept = weight.untyped_storage().data_ptr(), input.untyped_storage().data_ptr()
 
             def pack(tensor: Tensor) -> Any:
-                is_cast_weight = tensor.numel() == module.weight.numel() and not tensor.requires_grad
-                if not is_cast_weight or tensor.untyped_storage().data_ptr() in (stored, given):
+                is_cast_weight = tensor.numel() == weight.numel() and not tensor.requires_grad
+                if not is_cast_weight or tensor.untyped_storage().data_ptr() in kept:
                     return tensor
                 return tensor.shape, tensor.stride(), tensor.new_empty(0)
 
@@ -125,7 +127,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def checkpointing(module: nn.Module) -> AbstractContextManager[None]:
+def checkpointing(module: nn.Module) -> AbstractContextManager[Any]:
     """For the length of the block, the blocks of `module` keep only their inputs for backward and run again there."""
 
     def copied(value: Any) -> Any:

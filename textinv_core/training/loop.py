@@ -142,6 +142,14 @@ def _check_named(settings: TrainSettings, examples: Sequence[Example], name: str
         )
 
 
+def _gradients(loss: Tensor, vectors: dict[str, Tensor]) -> Sequence[Tensor]:
+    """Of `loss` with respect to each encoder's vectors; zeros where a batch's prompts do not name the embedding."""
+    rows = [*vectors.values()]
+    if not loss.requires_grad:
+        return [torch.zeros_like(r) for r in rows]
+    return torch.autograd.grad(loss, rows, allow_unused=True, materialize_grads=True)
+
+
 def train(
     model: TrainableModel,
     examples: Sequence[Example],
@@ -178,8 +186,7 @@ def train(
         rate = rates.rate_at(step - 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        for rows in vectors.values():
-            rows.grad = torch.zeros_like(rows)
+        gradients = {key: torch.zeros_like(rows) for key, rows in vectors.items()}
         loss = 0.0
         for _ in range(settings.gradient_accumulation):
             orders = Orders(shuffle, step, streams.shuffle)
@@ -187,24 +194,25 @@ def train(
             while True:
                 try:
                     batch_loss = _batch_loss(model, batch, name, vectors, settings) / settings.gradient_accumulation
-                    gradients = torch.autograd.grad(scaler.scale(batch_loss), [*vectors.values()], allow_unused=True)
+                    found = _gradients(scaler.scale(batch_loss), vectors)
                     break
                 except torch.OutOfMemoryError:
                     if checkpointed or settings.checkpointing == "off":
                         raise
                     checkpointed = True
                     model.checkpoint_activations()
-            for rows, gradient in zip(vectors.values(), gradients, strict=True):
-                if gradient is not None:
-                    rows.grad += gradient
+            for total, gradient in zip(gradients.values(), found, strict=True):
+                total += gradient
             loss += batch_loss.item()
         if not math.isfinite(loss):
             raise TrainingError(
                 f"The loss of step {step} is {loss}: the training has diverged. Try a lower learning rate (now "
                 f"{rate:g}), precision fp32, or another init text; check that the VAE fits the model."
             )
+        for key, rows in vectors.items():
+            rows.grad = gradients[key]
         scaler.unscale_(optimizer)
-        norm = float(torch.stack([rows.grad.norm() for rows in vectors.values()]).norm())
+        norm = float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
         overflowed = scaler.is_enabled() and scaler.get_scale() > 1
         if not math.isfinite(norm) and not overflowed:
             raise TrainingError(

@@ -27,7 +27,7 @@ def prediction_loss(
     """
     schedule = model.noise_schedule
     predicted = model.predict(schedule.add_noise(latents, gaussian, t), t, conditions)
-    error = (predicted.float() - schedule.target(latents, gaussian, t)) ** 2
+    error = (predicted.to(latents.dtype) - schedule.target(latents, gaussian, t)) ** 2
     if weights is not None:
         error = error * weights
     per_sample = error.flatten(1).mean(1)

@@ -99,7 +99,7 @@ def run_training(
     write_atomically(folder / "settings.json", json.dumps(told, indent=2).encode())
     steps_per_epoch = -(-batches_per_epoch(examples, settings.batch_size) // settings.gradient_accumulation)
     record = _Record(folder, embedding, steps_per_epoch, resolution)
-    log_every = max(10, settings.steps // 50)
+    log_every = min(max(10, settings.steps // 50), 100)
     started = time.monotonic()
     progress = None
     try:

@@ -1,10 +1,11 @@
 """Prints, as a JSON list, where `tests/stubs` differ from the ComfyUI this runs in; exits 1 if they do.
 
-Run with ComfyUI's interpreter in ComfyUI's folder, with `--cpu` where there is no GPU. Every class, function,
-enum value and io type of the stubs must exist in the host, every parameter too, and what a stub lets callers
-leave out the host must let them leave out as well.
+Run with ComfyUI's interpreter in ComfyUI's folder, with `--cpu` where there is no GPU. Every module, class,
+function, variable, enum value and io type of the stubs must exist in the host, every parameter too, and what a
+stub lets callers leave out the host must let them leave out as well.
 """
 
+import importlib
 import importlib.util
 import inspect
 import json
@@ -18,8 +19,9 @@ STUBS = Path(__file__).parents[2] / "stubs"
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def load_stub(name: str, path: Path) -> ModuleType:
+def load_stub(path: Path) -> ModuleType:
     """A stub under a name of its own, beside the real module."""
+    name = f"stub_{'_'.join(path.relative_to(STUBS).with_suffix('').parts)}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,13 +30,23 @@ def load_stub(name: str, path: Path) -> ModuleType:
     return module
 
 
+def real_module(path: Path) -> Any:
+    """What a stub stands for; not all that nodes import from `comfy_api.latest` are modules of that name."""
+    name = ".".join(path.relative_to(STUBS).with_suffix("").parts).removesuffix(".__init__")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        parent, _, last = name.rpartition(".")
+        return getattr(importlib.import_module(parent), last)
+
+
 def members(stub: Any) -> dict[str, Any]:
-    """The public classes and functions that a stub's module or class defines itself."""
+    """The classes and functions that a stub's module or class defines itself."""
     home = stub.__name__ if isinstance(stub, ModuleType) else stub.__module__
     return {
         name: value
         for name in vars(stub)
-        if not name.startswith("_")
+        if not name.startswith("__")
         # getattr, not vars: a classmethod is to be bound.
         and (inspect.isclass(value := getattr(stub, name)) or inspect.isroutine(value))
         and value.__module__ == home
@@ -66,7 +78,11 @@ def differences(stub: Any, real: Any, where: str) -> list[str]:
     if not isinstance(stub, ModuleType) and not inspect.isclass(stub):
         return call_differences(stub, real, where)
     found = []
-    if inspect.isclass(stub):
+    if isinstance(stub, ModuleType):
+        found += [
+            f"{where}.{name} is not in the host" for name in inspect.get_annotations(stub) if not hasattr(real, name)
+        ]
+    else:
         if issubclass(stub, Enum):
             ours, real_values = ({name: m.value for name, m in kind.__members__.items()} for kind in (stub, real))
             return [f"{where}.{n} is {real_values.get(n)!r}" for n, v in ours.items() if real_values.get(n) != v]
@@ -90,14 +106,9 @@ def main() -> int:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import folder_paths
-    from comfy_api import latest
-
-    stub_latest = load_stub("stub_latest", STUBS / "comfy_api" / "latest" / "__init__.py")
-    found = differences(stub_latest, latest, "comfy_api.latest")
-    found += differences(stub_latest.io, latest.io, "io")
-    found += differences(stub_latest.ui, latest.ui, "ui")
-    found += differences(load_stub("stub_folder_paths", STUBS / "folder_paths.py"), folder_paths, "folder_paths")
+    found = []
+    for path in sorted(STUBS.rglob("*.py")):
+        found += differences(load_stub(path), real_module(path), path.relative_to(STUBS).as_posix())
     print(json.dumps(found, indent=2))
     return 1 if found else 0
 

@@ -1,8 +1,9 @@
 """What training does to and with the host's own objects, measured in its process; prints one JSON object.
 
-    training.py CHECKPOINT [STEPS]
+training.py CHECKPOINT [STEPS]
 """
 
+import copy
 import json
 import logging
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ root = pack.load_pack()
 import comfy.clip_model  # noqa: E402
 import comfy.lora  # noqa: E402
 import comfy.model_management  # noqa: E402
+from comfy.sd1_clip import SDTokenizer  # noqa: E402
 from textinv.textinv_core.dataset import Example  # noqa: E402
 from textinv.textinv_core.embedding import Embedding, initial_vectors  # noqa: E402
 from textinv.textinv_core.hosts import comfy as host  # noqa: E402
@@ -56,16 +58,21 @@ def fixed_loss(model, clip, embedding, example, draws=8):
     generator = torch.Generator().manual_seed(7)
     with host.trainable(model, clip, example.latent, draws) as trainable, torch.no_grad():
         condition = trainable.condition(
-            f"a photo of embedding:{embedding.name}", embedding.name, lambda key, _: embedding.vectors[key], example.latent
+            f"a photo of embedding:{embedding.name}",
+            embedding.name,
+            lambda key, _: embedding.vectors[key],
+            example.latent,
         )
         gaussian = torch.randn(draws, *example.latent.shape, generator=generator)
         t = torch.linspace(50, 950, draws).long()
         return float(prediction_loss(trainable, example.latent.expand_as(gaussian), gaussian, t, [condition] * draws))
 
 
-def gradient(model, clip, embedding, example):
+def gradient(model, clip, embedding, example, precision="auto", checkpointing=False):
     """Of one prediction with respect to every vector, by way of `trainable`; the prompt weights the embedding."""
-    with host.trainable(model, clip, example.latent, 1) as trainable:
+    with host.trainable(model, clip, example.latent, 1, precision) as trainable:
+        if checkpointing:
+            trainable.checkpoint_activations()
         rows = {key: value.clone().requires_grad_() for key, value in embedding.vectors.items()}
         loss = one_loss(trainable, embedding.name, rows, example)
         return torch.autograd.grad(loss, list(rows.values())), rows
@@ -107,7 +114,10 @@ def main():
         applied = host.apply_embedding(clip, embedding)
         result["untrained is the init text"] = same(encode(applied, "embedding:my-dog on grass"), before)
         with torch.inference_mode(False):
-            examples = [Example(latent.clone(), caption) for latent, caption in zip(latents, ("on grass", "in snow"))]
+            examples = [
+                Example(latent.clone(), caption)
+                for latent, caption in zip(latents, ("on grass", "in snow"), strict=True)
+            ]
             example = examples[0]
 
         with host.untouched_random_state():
@@ -119,9 +129,8 @@ def main():
         result["loss before"] = fixed_loss(model, clip, embedding, example)
         settings = TrainSettings(("[name] [filewords]",), steps, "0.02", batch_size=2)
         with host.trainable(model, clip, example.latent, 2) as trainable:
-            for progress in train(trainable, examples, embedding, settings, ShuffleConfig("all")):
-                pass
-            trained = progress.embedding()
+            *_, last = train(trainable, examples, embedding, settings, ShuffleConfig("all"))
+            trained = last.embedding()
         result["loss after"] = fixed_loss(model, clip, trained, example)
         result["every encoder learns"] = all(
             not torch.equal(trained.vectors[key], embedding.vectors[key]) for key in embedding.vectors
@@ -129,19 +138,31 @@ def main():
 
         gradients, rows = gradient(model, clip, embedding, example)
         plain = plain_gradient(model, clip, embedding, example)
-        result["gradient error"] = max(largest_difference(a, b) for a, b in zip(gradients, plain))
+        result["gradient error"] = max(largest_difference(a, b) for a, b in zip(gradients, plain, strict=True))
+        checkpointed, _ = gradient(model, clip, embedding, example, checkpointing=True)
+        result["checkpointing changes nothing"] = all(
+            torch.equal(a, b) for a, b in zip(checkpointed, gradients, strict=True)
+        )
+        for precision in ("bf16", "fp16"):
+            rough, _ = gradient(model, clip, embedding, example, precision)
+            pairs = zip(rough, gradients, strict=True)
+            result[precision] = min(float(torch.cosine_similarity(a.flatten(), b.flatten(), 0)) for a, b in pairs)
         # Along the gradient the loss changes by its norm: a difference of second order against it.
         norm = torch.cat([g.flatten() for g in gradients]).norm()
         ends = []
         with host.trainable(model, clip, example.latent, 1) as trainable, torch.no_grad():
             for sign in (1, -1):
-                moved = {key: row + sign * 1e-3 * g / norm for (key, row), g in zip(rows.items(), gradients)}
+                moved = {
+                    key: row + sign * 1e-3 * g / norm for (key, row), g in zip(rows.items(), gradients, strict=True)
+                }
                 ends.append(float(one_loss(trainable, embedding.name, moved, example)))
         result["slope"] = (ends[0] - ends[1]) / 2e-3 / float(norm)
 
         with host.trainable(model, clip, example.latent, 2) as trainable, torch.no_grad():
             conditions = [
-                trainable.condition(f"embedding:my-dog {e.caption}", "my-dog", lambda k, _: embedding.vectors[k], e.latent)
+                trainable.condition(
+                    f"embedding:my-dog {e.caption}", "my-dog", lambda k, _: embedding.vectors[k], e.latent
+                )
                 for e in examples
             ]
             gaussian = torch.randn(2, *example.latent.shape, generator=torch.Generator().manual_seed(1))
@@ -159,6 +180,19 @@ def main():
         skipped = encode(skipping, f"{TEXT} on grass")
         result["clip skip respected"] = torch.equal(condition["c_crossattn"].cond, skipped[0][0])
         result["clip skip matters"] = not torch.equal(skipped[0][0], before[0][0])
+
+        mute = copy.copy(clip)
+        mute.tokenizer = copy.copy(clip.tokenizer)
+        for attribute, tokenizer in vars(mute.tokenizer).items():
+            if isinstance(tokenizer, SDTokenizer):
+                silent = copy.copy(tokenizer)
+                silent.embedding_directory = None
+                setattr(mute.tokenizer, attribute, silent)
+        try:
+            host.widths(mute)
+            result["no embeddings, refused by name"] = False
+        except ValueError as error:
+            result["no embeddings, refused by name"] = type(clip.cond_stage_model).__name__ in str(error)
 
         for end in ("error", "interrupt"):
             try:

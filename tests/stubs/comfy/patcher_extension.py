@@ -1,0 +1,6 @@
+"""What other packs hang into a model."""
+
+from typing import Any
+
+
+def copy_nested_dicts(input_dict: dict[Any, Any]) -> dict[Any, Any]: ...

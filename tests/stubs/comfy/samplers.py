@@ -1,0 +1,17 @@
+"""Conditioning as models take it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def cond_equal_size(c1: Any, c2: Any) -> bool: ...
+
+
+def cond_cat(c_list: Sequence[Any]) -> dict[str, Any]: ...
+
+
+def encode_model_conds(
+    model_function: Callable[..., Any], conds: Any, noise: Tensor, device: Any, prompt_type: str, **kwargs: Any
+) -> list[dict[str, Any]]: ...
