@@ -119,7 +119,7 @@ class TextInvSaveEmbedding(io.ComfyNode):
         if not overwrite:
             path = numbered(path)
         save_embedding(embedding, path)
-        if image is not None and len(image):
+        if image is not None:
             save_picture(image[0], path.with_suffix(".preview.png"))
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"Saved as embedding:{path.stem}\n{path}"))
 

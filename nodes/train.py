@@ -101,7 +101,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                     default=20,
                     min=0,
                     max=1000,
-                    tooltip="Sampling steps of the preview; 0 for none.",
+                    tooltip="Sampling steps of the preview. 0 samples none, and gives the first of your pictures instead.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -185,7 +185,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
             outputs=[
                 EmbeddingType.Output("embedding", tooltip="The trained embedding."),
                 io.LossMap.Output("loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Image.Output("previews", tooltip="What the trained embedding gives; empty without preview steps."),
+                io.Image.Output("previews", tooltip="A picture made with the trained embedding."),
             ],
         )
 
@@ -224,7 +224,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                     on_step=on_step,
                     resolution=(width, height),
                 )
-            previews = torch.zeros(0, height, width, 3)
+            previews = images[0][None]
             if steps := given.get("preview_steps", 0):
                 line = given.get("preview_prompt") or settings.template[0]
                 prompt = render(line, embedding.name, captions[0])
