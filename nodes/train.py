@@ -101,7 +101,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                     default=20,
                     min=0,
                     max=1000,
-                    tooltip="Sampling steps of the preview. 0 samples none, and gives the first of your pictures instead.",
+                    tooltip="Sampling steps of the preview. With 0 the first of your pictures comes out instead.",
                 ),
                 io.Combo.Input(
                     "precision",

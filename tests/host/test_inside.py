@@ -24,3 +24,12 @@ def test_training_inside(inside, checkpoints, checkpoint):
 def test_names_in_prompts_mean_the_same_everywhere(inside, checkpoints):
     """Applied, saved, and as `names_embedding` and `render` take the host's parser to be."""
     assert inside("prompts.py", checkpoints / "sd15.safetensors") == []
+
+
+def test_a_family_nothing_was_written_for(inside):
+    """SD3, small: flow, a transformer, three text encoders; all of it through the host's own code."""
+    found = inside("flow.py")
+    assert found["widths"] == {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096}
+    assert found["learnt"] == {"clip_l": True, "clip_g": True, "t5xxl": True}
+    assert found["losses"][-1] < 0.8 * found["losses"][0]
+    assert found["velocity"] == 3.0  # noise - latent

@@ -10,8 +10,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from textinv_core.hosts.weights import (
     checkpointing,
+    lean,
     ordinary_weights,
-    recasting,
     replaced_method,
     storages,
     tolerating_inplace,
@@ -247,7 +247,7 @@ def test_weights_are_not_copied_for_inplace_nets():
     assert hooks.pack_hook(X).data_ptr() != X.data_ptr()
 
 
-# recasting: weights stored in fp16, computed with in fp32, as ComfyUI's operations do it
+# lean: weights stored in fp16, computed with in fp32, as ComfyUI's operations do it
 
 
 CASTS: list[StorageWeakRef] = []
@@ -308,34 +308,34 @@ def casts():
     INPUTS.clear()
 
 
-def recasting_all(net):
+def all_lean(net):
     stack = ExitStack()
     for module in net.modules():
         if hasattr(module, "forward_comfy_cast_weights"):
-            stack.enter_context(recasting(module, recast))
+            stack.enter_context(lean(module, recast))
     return stack
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 6), (1, 4, 1, 6), (4, 1, 6), (4, 6, 6)])
-def test_recasting_gives_the_same_bits(casts, shape):
+def test_lean_modules_gives_the_same_bits(casts, shape):
     net = seeded(CastNet)
     x = randn(*shape)
     if len(shape) == 3 and shape[1] == 1:  # linears alone
         net.forward = lambda x: net.plain(torch.tanh(net.linear(x)))
     expected_output, expected_gradient = run(net, x)
-    with recasting_all(net):
+    with all_lean(net):
         output, gradient = run(net, x)
     assert torch.equal(output, expected_output)
     assert torch.equal(gradient, expected_gradient)
 
 
-def test_recasting_keeps_no_cast_weight_until_backward(casts):
+def test_lean_modules_keeps_no_cast_weight_until_backward(casts):
     net, x = seeded(CastNet), X.clone().requires_grad_()
     kept = net(x)
     assert alive(casts) == len(casts) == 4  # so autograd does keep them
     del kept
     casts.clear()
-    with recasting_all(net):
+    with all_lean(net):
         y = net(x)
         assert len(casts) == 4
         assert alive(casts) == 0
@@ -345,42 +345,42 @@ def test_recasting_keeps_no_cast_weight_until_backward(casts):
     assert alive(casts) == 0
 
 
-def test_recasting_applies_what_is_patched_on_the_weight_again(casts):
+def test_lean_modules_applies_what_is_patched_on_the_weight_again(casts):
     net = seeded(CastNet)
     net.linear.weight_function = lambda weight: weight * 3
     net.conv.weight_function = lambda weight: weight.flip(0)
     expected = run(net, X)
-    with recasting_all(net):
+    with all_lean(net):
         output, gradient = run(net, X)
     assert torch.equal(output, expected[0])
     assert torch.equal(gradient, expected[1])
 
 
-def test_recasting_follows_columns_first_weights(casts):
+def test_lean_modules_follows_columns_first_weights(casts):
     net = seeded(CastNet)
     net.linear.weight = nn.Parameter(net.linear.weight.t().contiguous().t(), requires_grad=False)
     net.conv.weight = nn.Parameter(net.conv.weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
     expected = run(net, X)
-    with recasting_all(net):
+    with all_lean(net):
         assert torch.equal(run(net, X)[1], expected[1])
 
 
-def test_recasting_leaves_weights_of_the_right_type_alone(casts):
+def test_lean_modules_leaves_weights_of_the_right_type_alone(casts):
     net = seeded(CastNet).float()
     expected = run(net, X)
     casts.clear()
-    with recasting_all(net):
+    with all_lean(net):
         output, gradient = run(net, X)
     assert torch.equal(output, expected[0])
     assert torch.equal(gradient, expected[1])
     assert len(casts) == 4  # forward only: the stored weight serves backward
 
 
-def test_recasting_restores_the_method(casts):
+def test_lean_modules_restores_the_method(casts):
     net = CastNet()
-    with recasting_all(net):
-        assert "forward_comfy_cast_weights" in vars(net.linear)
-    assert not any("forward_comfy_cast_weights" in vars(module) for module in net.modules())
+    with all_lean(net):
+        assert "forward" in vars(net.linear)
+    assert not any("forward" in vars(module) for module in net.modules())
 
 
 # checkpointing
@@ -499,28 +499,23 @@ def conv_blocks():
     return seeded(lambda: nn.Sequential(ConvBlock(), ConvBlock())).requires_grad_(False).half()
 
 
-def test_checkpoints_and_recasting_together_give_the_same_bits(casts, conv_blocks):
+def test_checkpoints_and_lean_modules_together_give_the_same_bits(casts, conv_blocks):
     expected_output, expected_gradient = run(conv_blocks, X)
-    with recasting_all(conv_blocks), checkpointing(conv_blocks):
+    with all_lean(conv_blocks), checkpointing(conv_blocks):
         output, gradient = run(conv_blocks, X)
     assert torch.equal(output, expected_output)
     assert torch.equal(gradient, expected_gradient)
 
 
 def test_checkpoints_keep_no_cast_weight(casts, conv_blocks):
-    with recasting_all(conv_blocks), checkpointing(conv_blocks):
+    with all_lean(conv_blocks), checkpointing(conv_blocks):
         y = conv_blocks(X.clone().requires_grad_())
         assert y.requires_grad
         assert len(casts) == 4 and alive(casts) == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: the hooks of `recasting` are the innermost, so what its `pack` returns, among it the input of each "
-    "convolution, is kept by autograd and never reaches the checkpoint.",
-)
 def test_checkpoints_keep_no_input_of_a_convolution(casts, conv_blocks):
-    with recasting_all(conv_blocks), checkpointing(conv_blocks):
+    with all_lean(conv_blocks), checkpointing(conv_blocks):
         y = conv_blocks(X.clone().requires_grad_())
         assert y.requires_grad
         assert len(INPUTS) == 2 and alive(INPUTS) == 0

@@ -6,6 +6,7 @@ what a family conditions on besides text, its noise schedule and prediction type
 
 import copy
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ from torch import Tensor
 from ..embedding import Embedding
 from ..noise import NoiseSchedule
 from .base import Lookup
-from .weights import checkpointing, ordinary_weights, recasting, storages, tolerating_inplace
+from .weights import checkpointing, lean, ordinary_weights, storages, tolerating_inplace
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -139,10 +140,7 @@ def tokenizer_with(clip: Any, name: str, lookup: Lookup) -> Any:
     for key, encoder in encoders(clip).items():
 
         def occurrences(key: str = key) -> Iterator[Tensor]:
-            occurrence = 0
-            while True:
-                yield lookup(key, occurrence)
-                occurrence += 1
+            yield from (lookup(key, occurrence) for occurrence in itertools.count())
 
         own = copy.copy(encoder.tokenizer)
         own._try_get_embedding = partial(_try_get_embedding, encoder.tokenizer._try_get_embedding, name, occurrences())
@@ -310,6 +308,6 @@ def trainable(model: Any, clip: Any, latent: Tensor, batch_size: int, precision:
         stack.enter_context(ordinary_weights(base, encoder))
         for module in (m for root in (base, encoder) for m in root.modules()):
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and hasattr(module, "forward_comfy_cast_weights"):
-                stack.enter_context(recasting(module, _recast))
+                stack.enter_context(lean(module, _recast))
         yield ComfyModel(own, text, stack)
     management.soft_empty_cache()

@@ -83,39 +83,42 @@ def tolerating_inplace(weights: set[int]) -> saved_tensors_hooks:
 Recast = Callable[[nn.Module, Tensor], Tensor]
 
 
-def recasting(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
-    """For the length of the block, `module` casts its weight once more for backward rather than keeping the cast one.
+def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
+    """For the length of the block, `module`, a frozen Linear or Conv, keeps nothing for backward that it can spare.
 
     Hosts store weights in one type, or on one device, and compute in another. Autograd would keep each cast weight
-    until backward: a second copy of the model. recast(module, like) must give the weight again with the type and
-    device of `like`. For Linear and Conv modules that cast in `forward_comfy_cast_weights`.
+    until backward, a second copy of the model; here it is cast once more. recast(module, like) must give the weight
+    with the type and device of `like`. Convolutions also keep their input, for the gradient of a weight that has none.
     """
 
     def wrap(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def cast_forward(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def lean_forward(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if not (input.requires_grad and torch.is_grad_enabled()):
                 return forward(input, *args, **kwargs)
             weight: Tensor = module.get_parameter("weight")
-            kept = weight.untyped_storage().data_ptr(), input.untyped_storage().data_ptr()
+            stored, given = weight.untyped_storage().data_ptr(), input.untyped_storage().data_ptr()
 
             def pack(tensor: Tensor) -> Any:
-                is_cast_weight = tensor.numel() == weight.numel() and not tensor.requires_grad
-                if not is_cast_weight or tensor.untyped_storage().data_ptr() in kept:
+                storage = tensor.untyped_storage().data_ptr()
+                is_cast_weight = storage != stored and tensor.numel() == weight.numel() and not tensor.requires_grad
+                if storage != given and not is_cast_weight:
                     return tensor
-                return tensor.shape, tensor.stride(), tensor.new_empty(0)
+                return storage == given, tensor.shape, tensor.stride(), tensor.new_empty(0)
 
             def unpack(packed: Any) -> Tensor:
                 if isinstance(packed, Tensor):
                     return packed
-                shape, stride, like = packed
+                is_input, shape, stride, like = packed
+                if is_input:  # only its shape is looked at
+                    return like.new_empty_strided(shape, stride)
                 return recast(module, like).as_strided(shape, stride)
 
             with saved_tensors_hooks(pack, unpack):
                 return forward(input, *args, **kwargs)
 
-        return cast_forward
+        return lean_forward
 
-    return replaced_method(module, "forward_comfy_cast_weights", wrap)
+    return replaced_method(module, "forward", wrap)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

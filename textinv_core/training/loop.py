@@ -166,6 +166,8 @@ def train(
     a loss or gradient is not finite (the vectors are then still those of the last step), and when no gradient has
     reached the vectors for 20 steps.
     """
+    if not examples:
+        raise TrainingError("There are no pictures to learn from.")
     shuffle = shuffle or ShuffleConfig()
     name, start = embedding.name, embedding.step or 0
     rates = LearningRateSchedule(settings.learning_rate, settings.steps, start)
@@ -187,7 +189,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         gradients = {key: torch.zeros_like(rows) for key, rows in vectors.items()}
-        loss = 0.0
+        loss, named = 0.0, False
         for _ in range(settings.gradient_accumulation):
             orders = Orders(shuffle, step, streams.shuffle)
             batch = _draw(model, next(order), examples, name, settings, orders, streams)
@@ -204,6 +206,7 @@ def train(
             for total, gradient in zip(gradients.values(), found, strict=True):
                 total += gradient
             loss += batch_loss.item()
+            named = named or any(names_embedding(prompt, name) for prompt in batch.prompts)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"The loss of step {step} is {loss}: the training has diverged. Try a lower learning rate (now "
@@ -219,7 +222,10 @@ def train(
                 f"The gradients of step {step} are not finite: the training has diverged. Try a lower learning rate "
                 f"(now {rate:g}), gradient clipping, or precision fp32."
             )
-        without_gradient = without_gradient + 1 if norm == 0 else 0
+        if norm > 0:
+            without_gradient = 0
+        elif named:  # else this step's captions had nothing to teach
+            without_gradient += 1
         if without_gradient == ZERO_GRADIENT_STEPS:
             raise TrainingError(
                 f"For {ZERO_GRADIENT_STEPS} steps no gradient has reached the embedding, so it does not change: this "

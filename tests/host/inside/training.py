@@ -93,14 +93,14 @@ def plain_gradient(model, clip, embedding, example):
         return x + self.mlp(self.layer_norm2(x))
 
     original = comfy.clip_model.CLIPLayer.forward
-    hooks = host.tolerating_inplace, host.recasting
+    hooks = host.tolerating_inplace, host.lean
     comfy.clip_model.CLIPLayer.forward = out_of_place
-    host.tolerating_inplace, host.recasting = lambda _: nullcontext(), lambda *_: nullcontext()
+    host.tolerating_inplace, host.lean = lambda _: nullcontext(), lambda *_: nullcontext()
     try:
         return gradient(model, clip, embedding, example)[0]
     finally:
         comfy.clip_model.CLIPLayer.forward = original
-        host.tolerating_inplace, host.recasting = hooks
+        host.tolerating_inplace, host.lean = hooks
 
 
 def main():

@@ -1,0 +1,105 @@
+"""The pack in the page: example graphs, nodes, help and translations are there and whole."""
+
+import itertools
+import json
+import re
+
+import pytest
+
+from tests.page.conftest import FAMILIES, PACK, api_graph, workflow
+
+OPEN = "graph => app.loadGraphData(graph, true, true, 'example')"
+MISSING = """() => app.graph.nodes
+    .filter(n => n.has_errors || !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"""
+BOXES = "() => app.graph.nodes.map(n => ({id: n.id, box: [n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30]}))"
+TO_API = "async () => (await app.graphToPrompt()).output"
+ADD_ALL = """ids => {
+    app.graph.clear();
+    ids.forEach((id, i) => {
+        const node = LiteGraph.createNode(id);
+        node.pos = [500 * (i % 4), 1000 * Math.floor(i / 4)];
+        app.graph.add(node);
+    });
+}"""
+PARTS = """() => Object.fromEntries(app.graph.nodes.map(n =>
+    [n.type, {inputs: n.inputs.map(i => i.name), outputs: n.outputs.map(o => o.name)}]))"""
+VALUES = "() => app.graph.nodes.map(n => [n.type, (n.widgets ?? []).map(w => [w.name, w.value])])"
+
+
+def without_titles(graph: dict) -> dict:
+    return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in graph.items()}
+
+
+def overlap(a, b) -> bool:
+    return all(a[i] < b[i] + b[i + 2] and b[i] < a[i] + a[i + 2] for i in (0, 1))
+
+
+def wait_until_drawn(page, nodes: str):
+    if nodes == "nodes_2":
+        page.wait_for_function("document.querySelectorAll('[data-node-id]').length >= app.graph.nodes.length")
+        page.wait_for_timeout(300)  # nodes take the room that their contents need
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_example_opens_whole_and_is_the_graph_that_the_host_tests_run(page, either_nodes, family):
+    page.evaluate(OPEN, workflow(family))
+    wait_until_drawn(page, either_nodes)
+    assert page.evaluate(MISSING) == []
+    assert without_titles(page.evaluate(TO_API)) == without_titles(api_graph(family))
+    for a, b in itertools.combinations(page.evaluate(BOXES), 2):
+        assert not overlap(a["box"], b["box"]), (a, b)
+
+
+def test_template_browser_lists_both_examples_and_opens_one(page, server):
+    names = [f"train_subject_{family}" for family in FAMILIES]
+    assert sorted(server.get("/api/workflow_templates")["textinv"]) == names
+    assert [server.get(f"/api/workflow_templates/textinv/{name}.json") for name in names] == [*map(workflow, FAMILIES)]
+
+    page.evaluate("app.graph.clear()")
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_role("dialog").get_by_text("textinv", exact=True).first.click()
+    for name in names:
+        page.get_by_role("dialog").get_by_text(name).first.wait_for()
+    page.get_by_role("dialog").get_by_text(names[0]).first.click()
+    page.wait_for_function("count => app.graph.nodes.length === count", arg=len(workflow(FAMILIES[0])["nodes"]))
+
+
+def test_nodes_can_be_created_with_all_their_inputs_and_outputs(page, either_nodes, our_nodes):
+    page.evaluate(ADD_ALL, [*our_nodes])
+    wait_until_drawn(page, either_nodes)
+    made = page.evaluate(PARTS)
+    for node_id, info in our_nodes.items():
+        inputs = {name for part in ("required", "optional") for name in info["input"].get(part, {})}
+        assert set(made[node_id]["inputs"]) == inputs
+        assert made[node_id]["outputs"] == info["output_name"]
+
+
+def test_values_are_the_same_after_saving_and_opening(page, our_nodes):
+    """The page stores values by position, and drops some on opening where it takes a node for one of an old version."""
+    page.evaluate(ADD_ALL, [*our_nodes])
+    before = page.evaluate(VALUES)
+    page.evaluate(OPEN, page.evaluate("() => app.graph.serialize()"))
+    assert page.evaluate(VALUES) == before
+
+
+def test_help_is_where_the_page_looks_for_it(server, our_nodes):
+    for node_id, info in our_nodes.items():
+        folder = info["python_module"].split(".")[1]
+        text = server.get(f"/extensions/{folder}/docs/{node_id}.md").decode()
+        assert text.startswith(f"# {info['display_name']}\n")
+
+
+def test_page_speaks_chinese(open_page, server, our_nodes):
+    translated = json.loads((PACK / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    served = server.get("/api/i18n")["zh"]["nodeDefs"]
+    assert {node_id: served[node_id] for node_id in our_nodes} == translated
+
+    page = open_page("zh-CN")
+    titles = page.evaluate("ids => ids.map(id => LiteGraph.createNode(id).title)", [*our_nodes])
+    assert titles == [translated[node_id]["display_name"] for node_id in our_nodes]
+    assert page.errors == []
+    page.close()
+
+
+def test_log_has_no_complaint_about_the_pack(server):
+    assert not re.search(r"(?i)(error|warning|failed).*textinv", server.log_text())
