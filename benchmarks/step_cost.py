@@ -49,6 +49,7 @@ spec.loader.exec_module(sys.modules["textinv_core"])
 from textinv_core.dataset import Example  # noqa: E402
 from textinv_core.embedding import Embedding  # noqa: E402
 from textinv_core.hosts import comfy as host  # noqa: E402
+from textinv_core.hosts.weights import ordinary_weights  # noqa: E402
 from textinv_core.training.loop import train  # noqa: E402
 from textinv_core.training.settings import TrainSettings  # noqa: E402
 
@@ -140,61 +141,66 @@ def peak_memory(device, result):
 
 
 def measure(name, batch_size):
-    with torch.inference_mode():
-        model, clip = load(name)
-        side = asked.pixels // 8
-        with torch.inference_mode(False):
-            latents = torch.randn(batch_size, 4, side, side)
-            vectors = {key: torch.randn(4, width) * 0.02 for key, width in host.widths(clip).items()}
-        examples = [Example(latent) for latent in latents]
-        settings = TrainSettings(("a photo of [name]",), 10_000, batch_size=batch_size, checkpointing="off")
+    model, clip = load(name)
+    unet, device = model.model.diffusion_model, model.load_device
+    latents = torch.randn(batch_size, 4, asked.pixels // 8, asked.pixels // 8)
+    vectors = {key: torch.randn(4, width) * 0.02 for key, width in host.widths(clip).items()}
+    examples = [Example(latent) for latent in latents]
+    settings = TrainSettings(("a photo of [name]",), 10_000, batch_size=batch_size, checkpointing="off")
+    # Conditioning of the right shapes, as ours has it: 77 tokens, and the pooled output behind SDXL's sizes.
+    shape = SHAPES[name][1]
+    dtype = model.model.get_dtype_inference()
+    given = {"context": torch.randn(batch_size, 77, shape["context_dim"], device=device, dtype=dtype)}
+    if shape["adm_in_channels"]:
+        given["y"] = torch.randn(batch_size, shape["adm_in_channels"], device=device, dtype=dtype)
+    noisy = latents.to(device, dtype)
+
+    @contextmanager
+    def bare():
+        def step():
+            wanted = {key: value.detach().requires_grad_() for key, value in given.items()}
+            out = unet(noisy, torch.full((batch_size,), 400.0, device=device), transformer_options={}, **wanted)
+            torch.autograd.grad(out.float().sum(), list(wanted.values()))
+
+        comfy.model_management.load_models_gpu([model])
+        with ordinary_weights(unet):
+            yield step
+
+    @contextmanager
+    def ours():
         with host.trainable(model, clip, latents[0], batch_size) as trainable:
-            unet, device = model.model.diffusion_model, trainable.device
-            noisy = latents.to(device, trainable.dtype)
-            # Conditioning of the right shapes, as ours has it: 77 tokens, and the pooled output behind SDXL's sizes.
-            width, adm = unet_widths(name)
-            given = {"context": torch.randn(batch_size, 77, width, device=device, dtype=trainable.dtype)}
-            if adm:
-                given["y"] = torch.randn(batch_size, adm, device=device, dtype=trainable.dtype)
-
-            def bare():
-                wanted = {key: value.detach().requires_grad_() for key, value in given.items()}
-                out = unet(noisy, torch.full((batch_size,), 400.0, device=device), transformer_options={}, **wanted)
-                torch.autograd.grad(out.float().sum(), list(wanted.values()))
-
             steps = train(trainable, examples, Embedding("bench", vectors, 0), settings)
-            seconds = {"bare": [], "ours": []}
-            memory = {"bare": [], "ours": []}
-            for repeat in range(-1, asked.repeats):  # the first round warms up
-                for what, run in (("bare", bare), ("ours", lambda: next(steps))):
-                    taken: list[int] = []
-                    with peak_memory(device, taken):
-                        started = time.perf_counter()
-                        run()
-                        if device.type == "cuda":
-                            torch.cuda.synchronize()
-                        elapsed = time.perf_counter() - started
-                    if repeat >= 0:
-                        seconds[what].append(elapsed)
-                        memory[what] += taken
+            yield lambda: next(steps)
+
+    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+    memory: dict[str, list[int]] = {"bare": [], "ours": []}
+    for repeat in range(-1, asked.repeats):  # the first round warms up
+        for what, ready in (("bare", bare), ("ours", ours)):
+            taken: list[int] = []
+            with ready() as step, peak_memory(device, taken):
+                started = time.perf_counter()
+                step()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                elapsed = time.perf_counter() - started
+            if repeat >= 0:
+                seconds[what].append(elapsed)
+                memory[what] += taken
     ratio = statistics.median(o / b for o, b in zip(seconds["ours"], seconds["bare"], strict=True))
+    times = [statistics.median(seconds[what]) for what in ("bare", "ours")]
+    peaks = [statistics.median(memory[what]) / 2**20 for what in ("bare", "ours")]
     weights = sum(p.numel() * p.element_size() for p in [*unet.parameters(), *clip.cond_stage_model.parameters()])
-    row = [statistics.median(seconds["bare"]), statistics.median(seconds["ours"])]
-    peaks = [max(memory["bare"]) / 2**20, max(memory["ours"]) / 2**20]
     print(
-        f"| {name} | {batch_size} | {row[0]:.3f} | {row[1]:.3f} | {ratio:.3f} | {peaks[0]:.0f} | {peaks[1]:.0f} "
+        f"| {name} | {batch_size} | {times[0]:.2f} | {times[1]:.2f} | {ratio:.3f} | {peaks[0]:.0f} | {peaks[1]:.0f} "
         f"| {weights / 2**20:.0f} |",
         flush=True,
     )
 
 
-def unet_widths(name):
-    shape = SHAPES[name][1]
-    return shape["context_dim"], shape["adm_in_channels"]
-
-
 device = comfy.model_management.get_torch_device()
-print(f"torch {torch.__version__}, {comfy.model_management.get_torch_device_name(device)}, {asked.pixels} pixels, ")
+print(
+    f"torch {torch.__version__}, {comfy.model_management.get_torch_device_name(device)}, {asked.pixels} x {asked.pixels} pixels"
+)
 print("| model | batch | bare s | ours s | ours / bare | bare adds MiB | ours adds MiB | weights MiB |")
 print("|---|---|---|---|---|---|---|---|")
 for each in asked.models:

@@ -86,6 +86,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
                     tooltip="Same seed, same inputs, same embedding.",
                 ),
                 io.String.Input(
@@ -206,7 +207,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
             examples = _examples(model, vae, images, captions, masks)
             largest = max((e.latent for e in examples), key=torch.numel)
             height, width = (side * host.latent_multiple(vae) for side in examples[0].latent.shape[-2:])
-            base = {"textinv.base_model": host.fingerprint(model)}
+            facts = {"textinv.base_model": host.fingerprint(model), "modelspec.resolution": f"{width}x{height}"}
             bar = comfy.utils.ProgressBar(settings.steps)
 
             def on_step(progress: Progress) -> None:
@@ -217,12 +218,11 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 trained = run_training(
                     trainable,
                     examples,
-                    replace(embedding, metadata={**embedding.metadata, **base}),
+                    replace(embedding, metadata={**embedding.metadata, **facts}),
                     settings,
                     new_run_folder(Path(folder_paths.get_output_directory()) / "textual_inversion", embedding.name),
                     shuffle=given.get("shuffle"),
                     on_step=on_step,
-                    resolution=(width, height),
                 )
             previews = images[0][None]
             if steps := given.get("preview_steps", 0):

@@ -105,6 +105,7 @@ def test_train_apply_save_and_use_by_name(server, pictures, checkpoint, family):
     shown = server.get(f"/view_metadata/embeddings?filename={name}.safetensors")
     assert shown["modelspec.title"] == name
     assert shown["modelspec.trigger_phrase"] == f"embedding:{name}"
+    assert shown["modelspec.resolution"] == "64x64"
 
     stock[node(stock, "CLIPTextEncode")]["inputs"]["text"] += " "  # else the host answers from its cache
     by_name = saved_picture(server, stock, server.run(stock))

@@ -140,9 +140,8 @@ def test_copies_on_the_way(tmp_path, make_model, make_examples, make_embedding, 
 
 
 def test_files_say_what_the_embedding_was_trained_at(tmp_path, make_model, make_examples, make_embedding):
-    embedding = make_embedding(metadata={"textinv.base_model": "abc"})
-    arguments = make_model(), make_examples(), embedding, settings(2, save_every=1), tmp_path
-    run_training(*arguments, resolution=(640, 512))
+    embedding = make_embedding(metadata={"textinv.base_model": "abc", "modelspec.resolution": "640x512"})
+    run_training(make_model(), make_examples(), embedding, settings(2, save_every=1), tmp_path)
     for step in (1, 2):
         with safe_open(tmp_path / "embeddings" / f"cat-{step}.safetensors", "pt") as file:
             facts = file.metadata()

@@ -30,15 +30,12 @@ def load_embedding(path: str | os.PathLike[str]) -> Embedding:
     return _format(path).read(path)
 
 
-def save_embedding(
-    embedding: Embedding, path: str | os.PathLike[str], *, resolution: tuple[int, int] | None = None
-) -> None:
+def save_embedding(embedding: Embedding, path: str | os.PathLike[str]) -> None:
     """Write an embedding to a file, whole or not at all, replacing what was there.
 
     path: its folder must exist. Prompts find the embedding by the file's name, which is its trigger phrase.
-    resolution: (width, height) in pixels it was trained at; None keeps what `embedding.metadata` says.
 
     Raises ValueError for an unknown suffix, OSError where it cannot be written.
     """
     path = Path(path)
-    _format(path).write(embedding, path, resolution)
+    _format(path).write(embedding, path)

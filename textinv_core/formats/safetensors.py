@@ -85,7 +85,7 @@ def read(path: Path) -> Embedding:
     return Embedding(safe_name(path.stem), vectors, known_step, kept)
 
 
-def write(embedding: Embedding, path: Path, resolution: tuple[int, int] | None) -> None:
+def write(embedding: Embedding, path: Path) -> None:
     """Write `embedding` with the keys its encoders have in ComfyUI; see `save_embedding`."""
     facts = dict(embedding.metadata)
     facts |= {
@@ -98,8 +98,6 @@ def write(embedding: Embedding, path: Path, resolution: tuple[int, int] | None) 
     }
     if architecture := ARCHITECTURES.get(tuple(sorted(embedding.vectors))):
         facts["modelspec.architecture"] = architecture
-    if resolution is not None:
-        facts["modelspec.resolution"] = f"{resolution[0]}x{resolution[1]}"
     if embedding.step is not None:
         facts["textinv.step"] = str(embedding.step)
     # New memory each: safetensors refuses tensors that share theirs.

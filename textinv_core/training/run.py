@@ -53,10 +53,10 @@ def _duration(seconds: float) -> str:
 class _Record:
     """Writes a run's files as it goes on."""
 
-    def __init__(self, folder: Path, embedding: Embedding, steps_per_epoch: int, resolution: tuple[int, int] | None):
-        self.folder, self._steps_per_epoch, self._resolution = folder, steps_per_epoch, resolution
+    def __init__(self, folder: Path, steps_per_epoch: int):
+        self.folder, self._steps_per_epoch = folder, steps_per_epoch
         self.losses: list[float] = []
-        self._embedding, self._rows, self._saved_at = embedding, [CSV_HEADER], None
+        self._rows, self._saved_at = [CSV_HEADER], None
 
     def step(self, progress: Progress) -> None:
         self.losses.append(progress.loss)
@@ -71,7 +71,7 @@ class _Record:
         path = self.folder / "embeddings" / f"{embedding.name}-{embedding.step}.safetensors"
         if self._saved_at != embedding.step:
             path.parent.mkdir(exist_ok=True)
-            save_embedding(embedding, path, resolution=self._resolution)
+            save_embedding(embedding, path)
             self._saved_at = embedding.step
         return path
 
@@ -84,12 +84,10 @@ def run_training(
     folder: Path,
     shuffle: ShuffleConfig | None = None,
     on_step: Callable[[Progress], None] = lambda _: None,
-    resolution: tuple[int, int] | None = None,
 ) -> Trained:
     """Train `embedding`, recording everything in `folder`; see `loop.train` for what is learnt and raised.
 
     on_step: called after each optimizer step; whatever it raises ends the run, an interrupt for example.
-    resolution: width and height in pixels, for the files' metadata.
 
     Whatever ends the run after its first step, the vectors of the last good step are in `embeddings/` and the losses
     in `textual_inversion_loss.csv`; a TrainingError's message then says where.
@@ -98,7 +96,7 @@ def run_training(
     told |= {"pictures": len(examples), "vectors": {key: list(rows.shape) for key, rows in embedding.vectors.items()}}
     write_atomically(folder / "settings.json", json.dumps(told, indent=2).encode())
     steps_per_epoch = -(-batches_per_epoch(examples, settings.batch_size) // settings.gradient_accumulation)
-    record = _Record(folder, embedding, steps_per_epoch, resolution)
+    record = _Record(folder, steps_per_epoch)
     log_every = min(max(10, settings.steps // 50), 100)
     started = time.monotonic()
     progress = None
