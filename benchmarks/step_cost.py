@@ -11,11 +11,13 @@ of neighbours. Memory is what a step adds at its peak to what was there before i
 """
 
 import argparse
+import ctypes
+import gc
 import statistics
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -125,6 +127,8 @@ def peak_memory(device, result):
         torch.cuda.synchronize()
         result.append(torch.cuda.max_memory_allocated() - before)
         return
+    with suppress(OSError, AttributeError):  # so that memory freed before is not taken for memory there is
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     process, done, seen = psutil.Process(), threading.Event(), []
     before = process.memory_info().rss
 
@@ -177,6 +181,7 @@ def measure(name, batch_size):
     for repeat in range(-1, asked.repeats):  # the first round warms up
         for what, ready in (("bare", bare), ("ours", ours)):
             taken: list[int] = []
+            gc.collect()
             with ready() as step, peak_memory(device, taken):
                 started = time.perf_counter()
                 step()
@@ -197,10 +202,8 @@ def measure(name, batch_size):
     )
 
 
-device = comfy.model_management.get_torch_device()
-print(
-    f"torch {torch.__version__}, {comfy.model_management.get_torch_device_name(device)}, {asked.pixels} x {asked.pixels} pixels"
-)
+gpu = comfy.model_management.get_torch_device_name(comfy.model_management.get_torch_device())
+print(f"torch {torch.__version__}, {gpu}, {asked.pixels} x {asked.pixels} pixels")
 print("| model | batch | bare s | ours s | ours / bare | bare adds MiB | ours adds MiB | weights MiB |")
 print("|---|---|---|---|---|---|---|---|")
 for each in asked.models:

@@ -19,6 +19,10 @@ def test_training_inside(inside, checkpoints, checkpoint):
     assert found["slope"] == pytest.approx(1, abs=0.05)
     assert found["batch error"] < 1e-4
     assert found["captions matter"] > 0.01
+    assert found["encoded together"] < 1e-4
+    assert found["gradient, encoded together"] < 1e-3
+    assert found["encoder runs"] == [2, 5]  # the windows of four prompts at once, and the empty one for weights
+    assert found["windows"] == [77, 77, 154, 77]
 
 
 def test_names_in_prompts_mean_the_same_everywhere(inside, checkpoints):

@@ -74,6 +74,9 @@ class FakeModel:
     def weight(self, seed: int, *shape: int) -> Tensor:
         return fixed(seed, *shape).to(self.dtype)
 
+    def conditions(self, prompts, name, lookups, latents) -> list[Any]:
+        return [self.condition(p, name, look, x) for p, look, x in zip(prompts, lookups, latents, strict=True)]
+
     def condition(self, prompt: str, name: str, lookup: Callable[[str, int], Tensor], latent: Tensor) -> Any:
         out = torch.zeros(CHANNELS, dtype=self.dtype)
         for key, width in WIDTHS.items():

@@ -19,11 +19,13 @@ class TrainableModel(Protocol):
     dtype: torch.dtype  # what the diffusion model computes in
     noise_schedule: NoiseSchedule
 
-    def condition(self, prompt: str, name: str, lookup: Lookup, latent: Tensor) -> Any:
-        """Encode one prompt, with what `lookup` gives wherever it says `embedding:<name>`.
+    def conditions(
+        self, prompts: Sequence[str], name: str, lookups: Sequence[Lookup], latents: Sequence[Tensor]
+    ) -> Sequence[Any]:
+        """Encode a batch of prompts, each with what its lookup gives wherever it says `embedding:<name>`.
 
-        latent: [C, h, w], the picture the prompt is for; some models condition on its size.
-        What comes back is the host's own and is only ever handed to `predict`.
+        latents: [C, h, w] each, the pictures the prompts are for; some models condition on their size.
+        What comes back, one a prompt, is the host's own and is only ever handed to `predict`.
         """
         ...
 

@@ -20,15 +20,18 @@ import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor
 
 from ..embedding import Embedding
 from ..noise import NoiseSchedule
 from .base import Lookup
-from .weights import checkpointing, lean, ordinary_weights, storages, tolerating_inplace
+from .weights import checkpointing, lean, ordinary_weights, replaced_method, storages, tolerating_inplace
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Attentions of the host that cannot be trained through: gradients end there, or it fails.
+WITHOUT_BACKWARD = {"attention_sage", "attention3_sage", "attention_flash", "attention_comfy_kitchen_int8"}
 
 
 # Text encoders and their embeddings
@@ -190,6 +193,58 @@ def untouched_random_state() -> Iterator[None]:
 # Training
 
 
+def differentiable_attention(attend: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """The attention the host was started with, or pytorch's in place of one that has no backward."""
+    return (attention_pytorch if attend.__name__ in WITHOUT_BACKWARD else attend)(*args, **kwargs)
+
+
+@contextmanager
+def encoded_together(clip: Any, prompts: Sequence[dict[str, list]]) -> Iterator[Iterator[dict[str, list]]]:
+    """Let the host encode tokenised prompts one by one, as it must, and each text encoder run once for all of them.
+
+    Yields the prompts in turn; the host has to encode each before the next. The first time an encoder is asked, it
+    encodes the windows of all prompts; later it hands out what is already there. Text encoders are deep and narrow, and
+    their weights may have to be cast: a batch of prompts costs little more than one.
+    """
+    with ExitStack() as stack:
+        current = 0
+
+        def handing_out(encode: Any, windows: list[list[list]]) -> Any:
+            starts = [0, *itertools.accumulate(len(each) for each in windows)]
+            results: list[Any] = []
+
+            def hand_out(to_encode: list[list]) -> Any:
+                here = slice(starts[current], starts[current + 1])
+                if not results:
+                    results.append(encode([window for each in windows for window in each]))
+                z, pooled, *extra = results[0]
+                z, pooled = z[here], None if pooled is None else pooled[here]
+                extra = [{key: value[here] for key, value in each.items()} for each in extra]
+                if len(to_encode) == len(windows[current]):
+                    return z, pooled, *extra
+                # Where words have weights, the host asks for an empty prompt behind the windows.
+                z_empty, pooled_empty, *_ = encode(to_encode[len(windows[current]) :])
+                return torch.cat([z, z_empty]), None if pooled is None else torch.cat([pooled, pooled_empty]), *extra
+
+            return hand_out
+
+        for encoder in encoders(clip).values() if len(prompts) > 1 else ():
+            key = encoder.attribute if encoder.attribute in prompts[0] else encoder.attribute.removeprefix("clip_")
+            windows = [[[token for token, _ in window] for window in prompt.get(key, [])] for prompt in prompts]
+            # T5 pads to no common length; it has to take its prompts one by one.
+            if len({len(window) for each in windows for window in each}) == 1 and all(windows):
+                stack.enter_context(
+                    replaced_method(encoder.model, "encode", lambda encode, all=windows: handing_out(encode, all))
+                )
+
+        def turn() -> Iterator[dict[str, list]]:
+            nonlocal current
+            for current, prompt in enumerate(prompts):  # noqa: B007
+                yield prompt
+
+        yield turn()
+
+
 def _noise_schedule(sampling: Any) -> NoiseSchedule:
     """Read a model's coefficients off its own functions, which are linear in latent, noise and prediction."""
     sigmas = sampling.sigmas.detach().to("cpu", torch.float64)
@@ -234,15 +289,23 @@ class ComfyModel:
         self._clip = copy.copy(clip)
         self._clip.load_model = lambda *_: clip.patcher
 
-    def condition(self, prompt: str, name: str, lookup: Lookup, latent: Tensor) -> dict[str, Any]:
-        clip = copy.copy(self._clip)
-        clip.tokenizer = tokenizer_with(clip, name, lookup)
-        with tolerating_inplace(self._text_weights):
-            encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)
+    def conditions(
+        self, prompts: Sequence[str], name: str, lookups: Sequence[Lookup], latents: Sequence[Tensor]
+    ) -> list[dict[str, Any]]:
+        clips = [copy.copy(self._clip) for _ in prompts]
+        for clip, lookup in zip(clips, lookups, strict=True):
+            clip.tokenizer = tokenizer_with(clip, name, lookup)
+        tokens = [clip.tokenize(prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        with encoded_together(self._clip, tokens) as turn, tolerating_inplace(self._text_weights):
+            encoded = [self._clip.encode_from_tokens_scheduled(each, show_pbar=False) for each in turn]
+        return [self._model_conds(cond[:1], latent) for cond, latent in zip(encoded, latents, strict=True)]
+
+    def _model_conds(self, encoded: list, latent: Tensor) -> dict[str, Any]:
+        """What the model wants of a conditioning for one picture, its sizes and inpainting channels included."""
         latent = latent[None].to(self.device)
         [cond] = comfy.samplers.encode_model_conds(
             self._base.extra_conds,
-            comfy.sampler_helpers.convert_cond(encoded[:1]),
+            comfy.sampler_helpers.convert_cond(encoded),
             latent,
             self.device,
             "positive",
@@ -261,6 +324,7 @@ class ComfyModel:
         options = dict(self._model.model_options.get("transformer_options", {}))
         options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(self._model.wrappers)
         options.update(sigmas=sigma, cond_or_uncond=[0] * len(conditions))
+        options.setdefault("optimized_attention_override", differentiable_attention)
         arguments = {**comfy.samplers.cond_cat(conditions), "transformer_options": options}
         wrapper = self._model.model_options.get("model_function_wrapper")
         if wrapper is None:
@@ -285,8 +349,10 @@ def trainable(model: Any, clip: Any, latent: Tensor, batch_size: int, precision:
     """
     dtype = PRECISIONS[precision]
     # Weights that the host streams to the GPU at will could be gone before backward: it loads those once more.
-    text = clip.clone(disable_dynamic=True) if clip.patcher.is_dynamic() else clip
-    text.cond_stage_model = text.patcher.model
+    text = clip
+    if clip.patcher.is_dynamic():
+        text = clip.clone(disable_dynamic=True)
+        text.cond_stage_model = text.patcher.model
     own = model.clone(disable_dynamic=True) if model.is_dynamic() or dtype is not None else model
     if dtype is not None:
         own.set_model_compute_dtype(dtype)
@@ -294,8 +360,9 @@ def trainable(model: Any, clip: Any, latent: Tensor, batch_size: int, precision:
     management = comfy.model_management
     was_training = management.in_training
     with ExitStack() as stack:
-        if own is not model:
-            stack.callback(management.unload_model_and_clones, own)
+        for patcher, given in ((own, model), (text.patcher, clip.patcher)):
+            if patcher is not given:
+                stack.callback(management.unload_model_and_clones, patcher)
         # Three times what sampling takes: a guess, which only decides how much of a big model stays in RAM.
         activations = 3 * own.memory_required([batch_size, *latent.shape])
         management.load_models_gpu([own, text.patcher], memory_required=activations)

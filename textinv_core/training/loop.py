@@ -112,10 +112,9 @@ def _draw(
 def _batch_loss(
     model: TrainableModel, batch: Batch, name: str, vectors: dict[str, Tensor], settings: TrainSettings
 ) -> Tensor:
-    conditions = [
-        model.condition(prompt, name, batch.orders.lookup(vectors, sample), example.latent)
-        for sample, (prompt, example) in enumerate(zip(batch.prompts, batch.examples, strict=True))
-    ]
+    latents = [example.latent for example in batch.examples]
+    lookups = [batch.orders.lookup(vectors, sample) for sample in range(len(latents))]
+    conditions = model.conditions(batch.prompts, name, lookups, latents)
     weights = None
     if any(e.weights is not None for e in batch.examples):
         alike = torch.ones(batch.gaussian.shape[-2:])
@@ -123,7 +122,7 @@ def _batch_loss(
         weights = weights[:, None].to(model.device)
     return prediction_loss(
         model,
-        torch.stack([e.latent for e in batch.examples]).to(model.device),
+        torch.stack(latents).to(model.device),
         batch.gaussian.to(model.device),
         batch.t,
         conditions,

@@ -14,6 +14,7 @@ import torch
 root = pack.load_pack()
 
 import comfy.clip_model  # noqa: E402
+import comfy.ldm.modules.attention as comfy_attention  # noqa: E402
 import comfy.lora  # noqa: E402
 import comfy.model_management  # noqa: E402
 from comfy.sd1_clip import SDTokenizer  # noqa: E402
@@ -41,7 +42,7 @@ def same(a, b):
 
 
 def largest_difference(a, b):
-    return float((a - b).abs().max() / b.abs().max())
+    return float(((a - b).abs().max() / b.abs().max()).detach())
 
 
 def everything(module):
@@ -53,16 +54,15 @@ def create(clip, name="my-dog", vectors=0):
     return Embedding(name, rows, step=0)
 
 
+def condition_of(trainable, prompt, vectors, example, name="my-dog"):
+    return trainable.conditions([prompt], name, [lambda key, _: vectors[key]], [example.latent])[0]
+
+
 def fixed_loss(model, clip, embedding, example, draws=8):
     """The loss over fixed noise and timesteps, without training anything."""
     generator = torch.Generator().manual_seed(7)
     with host.trainable(model, clip, example.latent, draws) as trainable, torch.no_grad():
-        condition = trainable.condition(
-            f"a photo of embedding:{embedding.name}",
-            embedding.name,
-            lambda key, _: embedding.vectors[key],
-            example.latent,
-        )
+        condition = condition_of(trainable, f"a photo of embedding:{embedding.name}", embedding.vectors, example)
         gaussian = torch.randn(draws, *example.latent.shape, generator=generator)
         t = torch.linspace(50, 950, draws).long()
         return float(prediction_loss(trainable, example.latent.expand_as(gaussian), gaussian, t, [condition] * draws))
@@ -79,7 +79,7 @@ def gradient(model, clip, embedding, example, precision="auto", checkpointing=Fa
 
 
 def one_loss(trainable, name, rows, example):
-    condition = trainable.condition(f"(embedding:{name}:1.3) on grass", name, lambda key, _: rows[key], example.latent)
+    condition = condition_of(trainable, f"(embedding:{name}:1.3) on grass", rows, example)
     gaussian = torch.randn(1, *example.latent.shape, generator=torch.Generator().manual_seed(3))
     latent, t = example.latent[None], torch.tensor([400])
     return prediction_loss(trainable, latent, gaussian, t, [condition])
@@ -160,10 +160,7 @@ def main():
 
         with host.trainable(model, clip, example.latent, 2) as trainable, torch.no_grad():
             conditions = [
-                trainable.condition(
-                    f"embedding:my-dog {e.caption}", "my-dog", lambda k, _: embedding.vectors[k], e.latent
-                )
-                for e in examples
+                condition_of(trainable, f"embedding:my-dog {e.caption}", embedding.vectors, e) for e in examples
             ]
             gaussian = torch.randn(2, *example.latent.shape, generator=torch.Generator().manual_seed(1))
             t = torch.tensor([300, 600])
@@ -173,13 +170,48 @@ def main():
         result["batch error"] = largest_difference(both, torch.cat(single))
         result["captions matter"] = largest_difference(swapped, both)
 
+        # Prompts of one and of two windows, with weights and without, encoded together and one by one.
+        prompts = ["a embedding:my-dog", "(embedding:my-dog:1.3) on grass", "embedding:my-dog " + "very " * 90, "none"]
+        with host.trainable(model, clip, example.latent, 1) as trainable:
+            rows = {key: value.clone().requires_grad_() for key, value in embedding.vectors.items()}
+            lookups = [lambda key, _, n=n: rows[key] * n for n in range(1, 5)]
+            latents = [example.latent] * 4
+            runs = []
+            hooks = [
+                encoder.model.register_forward_hook(lambda module, given, _: runs.append(len(given[0])))
+                for encoder in host.encoders(clip).values()
+            ]
+            batch = trainable.conditions(prompts, "my-dog", lookups, latents)
+            result["encoder runs"] = len(runs) // len(rows), max(runs)
+            for hook in hooks:
+                hook.remove()
+            single = zip(prompts, lookups, strict=True)
+            each = [trainable.conditions([p], "my-dog", [look], latents[:1])[0] for p, look in single]
+            pairs = [(a[key].cond, b[key].cond) for a, b in zip(batch, each, strict=True) for key in b]
+            result["encoded together"] = max(largest_difference(a, b) for a, b in pairs)
+            result["windows"] = [condition["c_crossattn"].cond.shape[1] for condition in batch]
+            gradients_of = [
+                torch.autograd.grad(sum(c[key].cond.square().sum() for c in of for key in c), list(rows.values()))
+                for of in (batch, each)
+            ]
+            result["gradient, encoded together"] = max(map(largest_difference, *gradients_of))
+
         skipping = clip.clone()
         skipping.clip_layer(-3)
         with host.trainable(model, skipping, example.latent, 1) as trainable, torch.no_grad():
-            condition = trainable.condition(f"{TEXT} on grass", "my-dog", lambda key, _: None, example.latent)
+            condition = condition_of(trainable, f"{TEXT} on grass", embedding.vectors, example)
         skipped = encode(skipping, f"{TEXT} on grass")
         result["clip skip respected"] = torch.equal(condition["c_crossattn"].cond, skipped[0][0])
         result["clip skip matters"] = not torch.equal(skipped[0][0], before[0][0])
+
+        def attention_sage(q, k, v, heads, **_):  # like the real one: no gradient
+            return q.detach()
+
+        q = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(2))
+        attended = [
+            host.differentiable_attention(a, q, q, q, 2) for a in (attention_sage, comfy_attention.attention_basic)
+        ]
+        result["attention without backward is replaced"] = torch.allclose(*attended)
 
         mute = copy.copy(clip)
         mute.tokenizer = copy.copy(clip.tokenizer)
