@@ -8,7 +8,8 @@ from torch import Tensor
 
 def _expand(values: Tensor, like: Tensor) -> Tensor:
     """`values` [B] as [B, 1, 1, ...] with the type and device of `like` [B, ...]."""
-    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
+    # The type first: some devices know no float64.
+    return values.to(like.dtype).to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)

@@ -32,5 +32,5 @@ def prediction_loss(
         error = error * weights
     per_sample = error.flatten(1).mean(1)
     if loss_weighting == "min_snr":
-        per_sample = per_sample * schedule.min_snr_weight(t, MIN_SNR_GAMMA).to(per_sample)
+        per_sample = per_sample * schedule.min_snr_weight(t, MIN_SNR_GAMMA).to(per_sample.dtype).to(per_sample.device)
     return torch.mean(per_sample)
