@@ -16,8 +16,8 @@ class TextInvShuffleConfig(io.ComfyNode):
             node_id="TextInvShuffleConfig",
             display_name="Shuffle Config (Textual Inversion)",
             category=CATEGORY,
-            description="Shuffles an embedding's vectors in every training prompt, which is meant to make each one learn "
-            "a whole concept rather than a part that leaks into others. Files and previews keep the order.",
+            description="Shuffles an embedding's vectors in every training prompt, which is meant to make each one "
+            "learn a whole concept rather than a part that leaks into others. Files and previews keep the order.",
             search_aliases=["textual inversion", "vector shuffling"],
             inputs=[
                 io.Combo.Input(
