@@ -8,6 +8,7 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..textinv_core.dataset import Example, crop_to_multiple, loss_weights
 from ..textinv_core.hosts import comfy as host
@@ -31,6 +32,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
             "Cancelling keeps what was learnt, in output/textual_inversion.",
             search_aliases=["textual inversion", "training"],
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn on; it is not changed."),
                 io.Clip.Input("clip", tooltip="Its text encoders, with clip skip and LoRAs as they will be used."),
@@ -212,6 +214,9 @@ class TextInvTrainEmbedding(io.ComfyNode):
 
             def on_step(progress: Progress) -> None:
                 bar.update_absolute(progress.step, progress.last_step)
+                state = f"step {progress.step}/{progress.last_step}, loss {progress.loss:.4f}"
+                state += f", rate {progress.learning_rate:g}"
+                PromptServer.instance.send_progress_text(state, cls.hidden.unique_id)
                 comfy.model_management.throw_exception_if_processing_interrupted()
 
             with host.trainable(model, clip, largest, settings.batch_size, given.get("precision", "auto")) as trainable:

@@ -255,3 +255,17 @@ def test_new_picture_makes_the_loader_run_again(server, pictures, base):
     for count in (1, 2):
         Image.new("RGB", (32, 32), COLOURS[count]).save(folder / f"{count}.png")
         assert len(server.run(graph)["show"]["images"]) == count
+
+
+def test_shuffle_modes_as_text(server):
+    graph = {
+        "shuffle": {
+            "class_type": "TextInvShuffleConfig",
+            "inputs": {"mode": "on", "per": "sample", "progressive_words": False, "unlock_every": 2000},
+        },
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["shuffle", 0]}},
+    }
+    assert "mode='all'" in str(server.run(graph)["show"])
+    graph["shuffle"]["inputs"]["mode"] = "sideways"
+    with pytest.raises(server.Error, match=r"no shuffle mode 'sideways'.*trailing"):
+        server.run(graph)
