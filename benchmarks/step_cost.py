@@ -5,9 +5,11 @@ Run it with ComfyUI's interpreter, in ComfyUI's folder; what follows `--` goes t
     python PATH/TO/textinv/benchmarks/step_cost.py [--models sd15 sdxl] [--batches 1 4] [--pixels 512] [-- --cpu]
 
 Bare is the least that any trainer must do: ComfyUI's diffusion model on the same noisy latents, forward, and backward
-to the conditioning alone, which is given; no text encoder, no loss, no optimizer. Ours is all of a step, prompts to
-AdamW. The models have the real shapes and random weights. The two take turns; medians, and the median of the ratios
-of neighbours. Memory is what a step adds at its peak to what was there before it.
+to the conditioning alone, which is given. Bare with text has ComfyUI's text encoders before it, prompts one by one, and
+goes back to the vectors, by the plainest means there are (autograd keeps what it likes, and
+`allow_mutation_on_saved_tensors`); still no loss and no optimizer. Ours is all of a step, prompts to AdamW. The models
+have the real shapes and random weights. The three take turns; medians, and the medians of the ratios of neighbours.
+Memory is what a step adds at its peak to what was there before it.
 """
 
 import argparse
@@ -171,15 +173,35 @@ def measure(name, batch_size):
             yield step
 
     @contextmanager
+    def bare_with_text():
+        def step():
+            rows = {key: value.to(device, copy=True).requires_grad_() for key, value in vectors.items()}
+            tokenizer = host.tokenizer_with(clip, "bench", lambda key, _: rows[key])
+            tokens = tokenizer.tokenize_with_weights("a photo of embedding:bench")
+            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+                encoded = [clip.encode_from_tokens(tokens, return_pooled=True) for _ in range(batch_size)]
+                wanted = {"context": torch.cat([context for context, _ in encoded]).to(device, dtype)}
+                if "y" in given:
+                    pooled = torch.cat([pooled for _, pooled in encoded]).to(device, dtype)
+                    wanted["y"] = torch.cat([pooled, given["y"][:, pooled.shape[1] :]], dim=1)
+                out = unet(noisy, torch.full((batch_size,), 400.0, device=device), transformer_options={}, **wanted)
+                torch.autograd.grad(out.float().sum(), list(rows.values()))
+
+        comfy.model_management.load_models_gpu([model, clip.patcher])
+        with ordinary_weights(unet, clip.cond_stage_model):
+            yield step
+
+    @contextmanager
     def ours():
         with host.trainable(model, clip, latents[0], batch_size) as trainable:
             steps = train(trainable, examples, Embedding("bench", vectors, 0), settings)
             yield lambda: next(steps)
 
-    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
-    memory: dict[str, list[int]] = {"bare": [], "ours": []}
+    kinds = {"bare": bare, "bare with text": bare_with_text, "ours": ours}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    memory: dict[str, list[int]] = {kind: [] for kind in kinds}
     for repeat in range(-1, asked.repeats):  # the first round warms up
-        for what, ready in (("bare", bare), ("ours", ours)):
+        for kind, ready in kinds.items():
             taken: list[int] = []
             gc.collect()
             with ready() as step, peak_memory(device, taken):
@@ -189,23 +211,21 @@ def measure(name, batch_size):
                     torch.cuda.synchronize()
                 elapsed = time.perf_counter() - started
             if repeat >= 0:
-                seconds[what].append(elapsed)
-                memory[what] += taken
-    ratio = statistics.median(o / b for o, b in zip(seconds["ours"], seconds["bare"], strict=True))
-    times = [statistics.median(seconds[what]) for what in ("bare", "ours")]
-    peaks = [statistics.median(memory[what]) / 2**20 for what in ("bare", "ours")]
+                seconds[kind].append(elapsed)
+                memory[kind] += taken
+    columns = [f"{statistics.median(of):.2f}" for of in seconds.values()]
+    for kind in ("bare", "bare with text"):
+        pairs = zip(seconds["ours"], seconds[kind], strict=True)
+        columns.append(f"{statistics.median(ours / other for ours, other in pairs):.3f}")
+    columns += [f"{statistics.median(of) / 2**20:.0f}" for of in memory.values()]
     weights = sum(p.numel() * p.element_size() for p in [*unet.parameters(), *clip.cond_stage_model.parameters()])
-    print(
-        f"| {name} | {batch_size} | {times[0]:.2f} | {times[1]:.2f} | {ratio:.3f} | {peaks[0]:.0f} | {peaks[1]:.0f} "
-        f"| {weights / 2**20:.0f} |",
-        flush=True,
-    )
+    print(" | ".join(["", name, str(batch_size), *columns, f"{weights / 2**20:.0f}", ""]).strip(), flush=True)
 
 
 gpu = comfy.model_management.get_torch_device_name(comfy.model_management.get_torch_device())
 print(f"torch {torch.__version__}, {gpu}, {asked.pixels} x {asked.pixels} pixels")
-print("| model | batch | bare s | ours s | ours / bare | bare adds MiB | ours adds MiB | weights MiB |")
-print("|---|---|---|---|---|---|---|---|")
+print("| model | batch | bare s | + text s | ours s | / bare | / + text | bare MiB | + text MiB | ours MiB | weights |")
+print("|---|---|---|---|---|---|---|---|---|---|---|")
 for each in asked.models:
     for size in asked.batches:
         measure(each, size)

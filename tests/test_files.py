@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from textinv_core.files import write_atomically
+from textinv_core.files import numbered, write_atomically
 
 
 def test_writes_and_replaces(tmp_path):
@@ -59,3 +59,13 @@ def test_the_longest_name_works(tmp_path):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "no" / "x", b"1")
+
+
+def test_numbered_takes_the_next_free_number(tmp_path):
+    path = tmp_path / "my.cat.safetensors"
+    assert numbered(path) == path
+    path.touch()
+    assert numbered(path) == tmp_path / "my.cat_2.safetensors"
+    (tmp_path / "my.cat_2.safetensors").touch()
+    (tmp_path / "my.cat_4.safetensors").touch()
+    assert numbered(path) == tmp_path / "my.cat_3.safetensors"

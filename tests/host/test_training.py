@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 GRAPHS = Path(__file__).parent / "graphs"
 COLOURS = ("crimson", "seagreen", "royalblue", "goldenrod")
@@ -76,7 +77,9 @@ def losses(run) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize(("checkpoint", "family"), [("sd15", "sd15"), ("sd2v", "sd15"), ("sdxl", "sdxl")])
+@pytest.mark.parametrize(
+    ("checkpoint", "family"), [("sd15", "sd15"), ("sd15_inpaint", "sd15"), ("sd2v", "sd15"), ("sdxl", "sdxl")]
+)
 def test_train_apply_save_and_use_by_name(server, pictures, checkpoint, family):
     steps = 6 if checkpoint == "sdxl" else 12
     graph = training_graph(checkpoint, family, steps=steps)
@@ -96,7 +99,7 @@ def test_train_apply_save_and_use_by_name(server, pictures, checkpoint, family):
         assert server.file(outputs[node(graph, shown)]["images"][0]).is_file()
 
     file = server.base / "models" / "embeddings" / f"{name}.safetensors"
-    keys = {"sd15": {"clip_l": 768}, "sd2v": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}[checkpoint]
+    keys = {"sd2v": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}.get(checkpoint, {"clip_l": 768})
     with safe_open(file, "np") as opened:
         assert {key: opened.get_tensor(key).shape for key in opened.keys()} == {k: (2, w) for k, w in keys.items()}  # noqa: SIM118
         assert opened.metadata()["textinv.step"] == str(steps)
@@ -150,8 +153,6 @@ def test_pictures_from_the_model_are_the_same_after_training_error_and_cancel(se
 
 def test_lora_trains_as_patched(server, pictures, base, checkpoints):
     """A stock LoRA between loader and training changes what is learnt, from the first loss on."""
-    from safetensors.numpy import load_file, save_file
-
     weights = load_file(checkpoints / "sd15.safetensors")
     key = next(k for k in weights if k.endswith("attn2.to_v.weight"))
     name = key.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_")
@@ -269,3 +270,39 @@ def test_shuffle_modes_as_text(server):
     graph["shuffle"]["inputs"]["mode"] = "sideways"
     with pytest.raises(server.Error, match=r"no shuffle mode 'sideways'.*trailing"):
         server.run(graph)
+
+
+def test_save_overwrites_only_if_told(server, pictures, base):
+    def save(overwrite, init_text):
+        graph = {
+            "model": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
+            "create": {
+                "class_type": "TextInvCreateEmbedding",
+                "inputs": {"clip": ["model", 1], "name": "kept", "init_text": init_text, "vectors": 0},
+            },
+            "save": {
+                "class_type": "TextInvSaveEmbedding",
+                "inputs": {"embedding": ["create", 0], "format": "safetensors", "overwrite": overwrite},
+            },
+        }
+        server.run(graph)
+        folder = base / "models" / "embeddings"
+        return {path.stem: len(load_file(path)["clip_l"]) for path in folder.glob("kept*.safetensors")}
+
+    assert save(False, "dog") == {"kept": 1}
+    assert save(False, "red dog") == {"kept": 1, "kept_2": 2}
+    assert save(True, "big red dog") == {"kept": 3, "kept_2": 2}
+    with pytest.raises(server.Error, match=r"my dog.*Try 'my_dog'"):
+        server.run(
+            {
+                "model": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
+                "create": {
+                    "class_type": "TextInvCreateEmbedding",
+                    "inputs": {"clip": ["model", 1], "name": "my dog", "init_text": "dog", "vectors": 1},
+                },
+                "save": {
+                    "class_type": "TextInvSaveEmbedding",
+                    "inputs": {"embedding": ["create", 0], "format": "safetensors", "overwrite": False},
+                },
+            }
+        )
