@@ -29,6 +29,7 @@ parser.add_argument("--models", nargs="+", choices=["sd15", "sdxl"], default=["s
 parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
 parser.add_argument("--pixels", type=int, default=512)
 parser.add_argument("--repeats", type=int, default=5)
+parser.add_argument("--no-text", action="store_true", help="leave out bare with text, which takes the most memory")
 asked = parser.parse_args(sys.argv[1:split])
 sys.argv[1:] = sys.argv[split + 1 :]
 sys.path.insert(0, ".")
@@ -200,6 +201,8 @@ def measure(name, batch_size):
     kinds = {"bare": bare, "bare with text": bare_with_text, "ours": ours}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     memory: dict[str, list[int]] = {kind: [] for kind in kinds}
+    if asked.no_text:
+        del kinds["bare with text"]
     for repeat in range(-1, asked.repeats):  # the first round warms up
         for kind, ready in kinds.items():
             taken: list[int] = []
@@ -213,11 +216,11 @@ def measure(name, batch_size):
             if repeat >= 0:
                 seconds[kind].append(elapsed)
                 memory[kind] += taken
-    columns = [f"{statistics.median(of):.2f}" for of in seconds.values()]
+    columns = [f"{statistics.median(of):.2f}" if of else "" for of in seconds.values()]
     for kind in ("bare", "bare with text"):
-        pairs = zip(seconds["ours"], seconds[kind], strict=True)
-        columns.append(f"{statistics.median(ours / other for ours, other in pairs):.3f}")
-    columns += [f"{statistics.median(of) / 2**20:.0f}" for of in memory.values()]
+        ratios = [ours / other for ours, other in zip(seconds["ours"], seconds[kind], strict=False)]
+        columns.append(f"{statistics.median(ratios):.3f}" if ratios else "")
+    columns += [f"{statistics.median(of) / 2**20:.0f}" if of else "" for of in memory.values()]
     weights = sum(p.numel() * p.element_size() for p in [*unet.parameters(), *clip.cond_stage_model.parameters()])
     print(" | ".join(["", name, str(batch_size), *columns, f"{weights / 2**20:.0f}", ""]).strip(), flush=True)
 
