@@ -12,7 +12,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")
 RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10)}
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     """Whether prompt syntax would take `text` as a weight: in `(embedding:7)` the 7 is one."""
     try:
         float(text)
@@ -24,7 +24,7 @@ def _is_number(text: str) -> bool:
 def safe_name(text: str) -> str:
     """The nearest name to `text` that works in a prompt and as a file name on every system."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")[:100] or "embedding"
-    if _is_number(name) or name.lower() in RESERVED_NAMES:
+    if is_number(name) or name.lower() in RESERVED_NAMES:
         name = f"my_{name}"[:100]
     return name
 
@@ -35,7 +35,7 @@ def check_name(name: str) -> str:
     A name has 1 to 100 letters (A-Z, a-z), digits, `_` and `-`, is not a number (a prompt would
     read `(embedding:7)` as a weight of 7) and is no device name of Windows.
     """
-    if NAME_PATTERN.fullmatch(name) and not _is_number(name) and name.lower() not in RESERVED_NAMES:
+    if NAME_PATTERN.fullmatch(name) and not is_number(name) and name.lower() not in RESERVED_NAMES:
         return name
     raise ValueError(
         f"An embedding cannot be called {name!r}: prompts only find names of 1 to 100 letters (A-Z), digits, "

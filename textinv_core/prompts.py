@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .embedding import _is_number
+from .embedding import is_number
 
 MAX_CAPTION_BYTES = 64 * 1024
 EMBEDDING = "embedding:"
@@ -178,7 +178,7 @@ def _segments(text: str) -> Iterator[str]:
         if len(group) > 1 and group[0] == "(" and group[-1] == ")":
             inner = group[1:-1]
             weighted, _, weight = inner.rpartition(":")
-            yield from _segments(weighted if weighted and _is_number(weight) else inner)
+            yield from _segments(weighted if weighted and is_number(weight) else inner)
         else:
             yield group
 

@@ -188,7 +188,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         gradients = {key: torch.zeros_like(rows) for key, rows in vectors.items()}
-        loss, named = 0.0, False
+        loss, prompts = 0.0, []
         for _ in range(settings.gradient_accumulation):
             orders = Orders(shuffle, step, streams.shuffle)
             batch = _draw(model, next(order), examples, name, settings, orders, streams)
@@ -205,7 +205,7 @@ def train(
             for total, gradient in zip(gradients.values(), found, strict=True):
                 total += gradient
             loss += batch_loss.item()
-            named = named or any(names_embedding(prompt, name) for prompt in batch.prompts)
+            prompts += batch.prompts
         if not math.isfinite(loss):
             raise TrainingError(
                 f"The loss of step {step} is {loss}: the training has diverged. Try a lower learning rate (now "
@@ -223,7 +223,7 @@ def train(
             )
         if norm > 0:
             without_gradient = 0
-        elif named:  # else this step's captions had nothing to teach
+        elif any(names_embedding(prompt, name) for prompt in prompts):  # else the captions had nothing to teach
             without_gradient += 1
         if without_gradient == ZERO_GRADIENT_STEPS:
             raise TrainingError(
