@@ -51,7 +51,8 @@ def load():
     )
     clip = comfy.sd.CLIP(target, embedding_directory=[], model_options=ENCODERS)
     generator = torch.Generator().manual_seed(0)
-    for weight in [*model.parameters(), *clip.cond_stage_model.parameters()]:
+    # `pos_embed` is a buffer, and like the weights not initialised by the host.
+    for weight in [model.diffusion_model.pos_embed, *model.parameters(), *clip.cond_stage_model.parameters()]:
         scale = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.0
         with torch.no_grad():
             weight.copy_(torch.randn(weight.shape, generator=generator) * scale + (weight.ndim == 1))
