@@ -241,9 +241,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
 
 def _settings(given: dict) -> TrainSettings:
     template = template_lines(given["template"], given.get("custom_template", ""))
-    names = {"gradient_clipping": "clip_gradients", "gradient_checkpointing": "checkpointing"}
-    fields = TrainSettings.__dataclass_fields__
-    values = {names.get(name, name): value for name, value in given.items() if names.get(name, name) in fields}
+    values = {name: value for name, value in given.items() if name in TrainSettings.__dataclass_fields__}
     return TrainSettings(**{**values, "template": template})
 
 

@@ -383,14 +383,14 @@ def test_clipping_acts_on_true_gradients(make_model, make_embedding, make_exampl
     assert norm(plain[0]) == pytest.approx(norm(run(torch.float32)[0]), rel=0.02)
 
     at = norm(plain[0]) / 4
-    clipped = run(dtype, clip_gradients="norm", clip_at=at)[0]
+    clipped = run(dtype, gradient_clipping="norm", clip_at=at)[0]
     assert norm(clipped) == pytest.approx(at, rel=1e-3)
     assert all(torch.allclose(4 * c, p, rtol=1e-3) for c, p in zip(clipped, plain[0], strict=True))  # all together
-    unclipped = run(dtype, clip_gradients="norm", clip_at=1.1 * norm(plain[0]))[0]
+    unclipped = run(dtype, gradient_clipping="norm", clip_at=1.1 * norm(plain[0]))[0]
     assert all(torch.equal(c, p) for c, p in zip(unclipped, plain[0], strict=True))
 
     at = largest(plain[0]) / 2
-    clipped = run(dtype, clip_gradients="value", clip_at=at)[0]
+    clipped = run(dtype, gradient_clipping="value", clip_at=at)[0]
     assert all(torch.equal(c, p.clamp(-at, at)) for c, p in zip(clipped, plain[0], strict=True))
 
 
@@ -630,7 +630,7 @@ def test_running_out_of_memory_for_good_is_an_error(
 ):
     model = make_model(change=out_of_memory(calls))
     with pytest.raises(torch.OutOfMemoryError):
-        list(train(model, make_examples(), make_embedding(), settings(checkpointing=checkpointing)))
+        list(train(model, make_examples(), make_embedding(), settings(gradient_checkpointing=checkpointing)))
     assert model.checkpointed == times
     assert len(model.calls) == calls[-1]
 
@@ -638,7 +638,7 @@ def test_running_out_of_memory_for_good_is_an_error(
 @pytest.mark.parametrize(("checkpointing", "times"), [("on", 1), ("auto", 0), ("off", 0)])
 def test_checkpoints_are_turned_on_when_told(make_model, make_embedding, make_examples, checkpointing, times):
     model = make_model()
-    list(train(model, make_examples(), make_embedding(), settings(checkpointing=checkpointing)))
+    list(train(model, make_examples(), make_embedding(), settings(gradient_checkpointing=checkpointing)))
     assert model.checkpointed == times
 
 

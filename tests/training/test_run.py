@@ -76,7 +76,7 @@ def test_a_run_leaves_its_settings_losses_and_embedding(tmp_path, make_model, ma
 
 
 def test_the_settings_are_all_there(tmp_path, make_model, make_examples, make_embedding):
-    told = settings(2, learning_rate="0.01:5, 0.001", clip_gradients="norm", seed=2**53)
+    told = settings(2, learning_rate="0.01:5, 0.001", gradient_clipping="norm", seed=2**53)
     shuffle = ShuffleConfig("on", "batch", progressive_words=True)
     run_training(make_model(), make_examples(4), make_embedding(3, 2), told, tmp_path, shuffle)
     assert json.loads((tmp_path / "settings.json").read_text()) == {
@@ -86,12 +86,12 @@ def test_the_settings_are_all_there(tmp_path, make_model, make_examples, make_em
         "batch_size": 1,
         "gradient_accumulation": 1,
         "seed": 2**53,
-        "clip_gradients": "norm",
+        "gradient_clipping": "norm",
         "clip_at": 0.1,
         "min_timestep": 0,
         "max_timestep": 1000,
         "loss_weighting": "none",
-        "checkpointing": "auto",
+        "gradient_checkpointing": "auto",
         "save_every": 0,
         "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
         "embedding": "cat",

@@ -12,14 +12,14 @@ from textinv_core.training.settings import TrainSettings
         {"steps": 0},
         {"batch_size": 0},
         {"gradient_accumulation": 0},
-        {"clip_gradients": "on"},
+        {"gradient_clipping": "on"},
         {"clip_at": 0.0},
         {"clip_at": math.nan},
         {"min_timestep": -1},
         {"min_timestep": 1000},
         {"max_timestep": 1001},
         {"loss_weighting": "snr"},
-        {"checkpointing": "true"},
+        {"gradient_checkpointing": "true"},
         {"save_every": -1},
     ],
     ids=str,
@@ -37,5 +37,5 @@ def test_an_empty_range_of_timesteps_is_refused():
 
 def test_settings_at_the_edges_are_taken():
     TrainSettings(
-        ("[name]",), steps=1, clip_gradients="value", clip_at=1e-9, min_timestep=999, max_timestep=1000, save_every=0
+        ("[name]",), steps=1, gradient_clipping="value", clip_at=1e-9, min_timestep=999, max_timestep=1000, save_every=0
     )

@@ -179,7 +179,7 @@ def train(
     optimizer = torch.optim.AdamW(vectors.values(), lr=rates.rate_at(start), weight_decay=0.0)
     # Gradients of a model in half precision would vanish below its smallest number.
     scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
-    if checkpointed := settings.checkpointing == "on":
+    if checkpointed := settings.gradient_checkpointing == "on":
         model.checkpoint_activations()
     without_gradient = 0
 
@@ -198,7 +198,7 @@ def train(
                     found = _gradients(scaler.scale(batch_loss), vectors)
                     break
                 except torch.OutOfMemoryError:
-                    if checkpointed or settings.checkpointing == "off":
+                    if checkpointed or settings.gradient_checkpointing == "off":
                         raise
                     checkpointed = True
                     model.checkpoint_activations()
@@ -231,9 +231,9 @@ def train(
                 "model's prediction does not depend on it. Try precision fp32 and ComfyUI without attention or "
                 "speed-up options, and check that the CLIP belongs to the model."
             )
-        if settings.clip_gradients == "norm":
+        if settings.gradient_clipping == "norm":
             torch.nn.utils.clip_grad_norm_(vectors.values(), settings.clip_at)
-        elif settings.clip_gradients == "value":
+        elif settings.gradient_clipping == "value":
             torch.nn.utils.clip_grad_value_(vectors.values(), settings.clip_at)
         scaler.step(optimizer)
         scaler.update()

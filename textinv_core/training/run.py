@@ -124,8 +124,7 @@ def run_training(
             if isinstance(stopped, TrainingError):
                 raise TrainingError(f"{stopped} The embedding of step {progress.step} is kept in {path}.") from stopped
         raise
-    assert progress is not None  # the learning rates reach at least one step
-    record.write_losses()
+    assert progress is not None  # the learning rates reach at least one step, and the last one writes the losses
     trained = progress.embedding()
     record.save(trained)
     return Trained(trained, record.losses, folder)

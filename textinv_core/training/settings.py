@@ -26,7 +26,7 @@ class TrainSettings:
     seed: int = 0
     """Decides noise, timesteps, order of pictures, template lines and vector orders, each on its own."""
 
-    clip_gradients: str = "off"
+    gradient_clipping: str = "off"
     """`norm` scales all gradients of a step down to `clip_at` together, `value` cuts each one off there."""
 
     clip_at: float = 0.1
@@ -41,7 +41,7 @@ class TrainSettings:
     loss_weighting: str = "none"
     """`min_snr` evens out the pull of the noise levels (Hang et al. 2023, gamma 5)."""
 
-    checkpointing: str = "auto"
+    gradient_checkpointing: str = "auto"
     """`on` halves or better the memory for activations and takes about half as long again; `auto` turns it on when
     a step runs out of memory."""
 
@@ -54,12 +54,12 @@ class TrainSettings:
             "steps": self.steps >= 1,
             "batch_size": self.batch_size >= 1,
             "gradient_accumulation": self.gradient_accumulation >= 1,
-            "clip_gradients": self.clip_gradients in ("off", "norm", "value"),
+            "gradient_clipping": self.gradient_clipping in ("off", "norm", "value"),
             "clip_at": self.clip_at > 0,
             "min_timestep": 0 <= self.min_timestep < self.max_timestep,
             "max_timestep": self.max_timestep <= 1000,
             "loss_weighting": self.loss_weighting in ("none", "min_snr"),
-            "checkpointing": self.checkpointing in ("auto", "on", "off"),
+            "gradient_checkpointing": self.gradient_checkpointing in ("auto", "on", "off"),
             "save_every": self.save_every >= 0,
         }
         for name, good in checks.items():
