@@ -1,0 +1,66 @@
+"""The dictionary in which A1111 keeps an embedding, in `.pt` files and in pictures.
+
+For one text encoder it is {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": ..., "step": ...,
+"sd_checkpoint": ..., "sd_checkpoint_name": ...}, where 265 is CLIP's token for `*`. A1111 and ComfyUI pass over further
+keys, so ours are among them: the text encoder, and the embedding's metadata. For SDXL it is {"clip_l": vectors,
+"clip_g": vectors}, and with anything besides A1111 refuses the file.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..embedding import Embedding, safe_name
+from .vectors import known_keys, lasting, to_store, vectors_of
+
+# Our name of a fact -> A1111's: the model an embedding was trained on, as ten hex digits and as the name of its file.
+CHECKPOINT = {"textinv.sd_checkpoint": "sd_checkpoint", "textinv.sd_checkpoint_name": "sd_checkpoint_name"}
+
+
+def to_data(embedding: Embedding, file: str) -> dict[str, Any]:
+    """The dictionary for an embedding. With several text encoders it has no place for step and metadata.
+
+    file: what it is for, to name in messages. Raises ValueError where one of several encoders would not be found again.
+    """
+    if len(embedding.vectors) > 1:
+        return known_keys(embedding, file)
+    [(key, rows)] = to_store(embedding).items()
+    facts = lasting(embedding.metadata)
+    checkpoint = {theirs: facts.pop(ours, None) for ours, theirs in CHECKPOINT.items()}
+    return {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": rows},
+        "name": embedding.name,
+        "step": embedding.step,
+        **checkpoint,
+        "textinv.encoder": key,
+        **facts,
+    }
+
+
+def from_data(data: Any, stem: str, file: str) -> Embedding:
+    """The embedding in such a dictionary, or in one of any trainer's that has vectors under encoder keys or one key.
+
+    stem: the file's name without its suffix, after which the embedding is called. Raises ValueError for anything else.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{file!r} is no embedding: it holds a {type(data).__name__}, not vectors under names.")
+    encoder = None
+    tensors = data
+    if "string_to_param" in data:
+        # A dictionary, or as the first trainers had it, torch's ParameterDict.
+        tensors = getattr(data["string_to_param"], "_parameters", data["string_to_param"])
+        if not isinstance(tensors, dict) or len(tensors) != 1:
+            raise ValueError(f"{file!r} is no embedding of one name: its 'string_to_param' is not one tensor.")
+        [(key, tensor)] = tensors.items()
+        encoder = data.get("textinv.encoder")
+        tensors = {encoder if isinstance(encoder, str) else key: tensor}
+    tensors = {key: rows for key, rows in tensors.items() if isinstance(key, str) and isinstance(rows, Tensor)}
+    facts = lasting(data) | {ours: data[key] for ours, key in CHECKPOINT.items() if isinstance(data.get(key), str)}
+    step = data.get("step")
+    return Embedding(
+        safe_name(stem),
+        vectors_of(tensors, isinstance(encoder, str), file),
+        step if type(step) is int and 0 <= step < 10**18 else None,
+        facts,
+    )

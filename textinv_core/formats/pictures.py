@@ -1,0 +1,166 @@
+"""Embeddings in pictures, as A1111 shares them: in a text chunk of the PNG, and once more in its pixels.
+
+Both hold the dictionary of `a1111` as JSON. What passes pictures on often drops text, so stripes left and right of the
+picture repeat it, compressed: the lower four bits of every byte to the left, the upper four to the right. There is no
+header and no length, only a black column between picture and stripes to know them by.
+"""
+
+import base64
+import io
+import json
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from ..embedding import Embedding, safe_name
+from ..files import write_atomically
+from . import a1111
+from .vectors import read_bytes
+
+CHUNK = "sd-ti-embedding"
+MAX_PIXELS = 32_000_000
+MAX_JSON_BYTES = 16 * 1024 * 1024  # some 700,000 numbers
+
+
+def to_json(data: dict[str, Any]) -> bytes:
+    """A1111's JSON of a dictionary with tensors, to the byte."""
+    return json.dumps(data, default=lambda tensor: {"TORCHTENSOR": tensor.tolist()}).encode()
+
+
+def from_json(text: bytes) -> Any:
+    """What `to_json` was given, tensors as float64. Raises ValueError, TypeError or RecursionError."""
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"its text has {len(text) / 2**20:.0f} MiB, embeddings have {MAX_JSON_BYTES / 2**20:.0f} at most"
+        )
+
+    def tensors(found: dict[str, Any]) -> Any:
+        if "TORCHTENSOR" not in found:
+            return found
+        return torch.from_numpy(np.array(found["TORCHTENSOR"], dtype=np.float64))
+
+    return json.loads(text, object_hook=tensors)
+
+
+def noise(n: int) -> np.ndarray:
+    """The first n numbers of A1111's generator, uint8: s' = 1664525 s + 1013904223 mod 2^32 from 0, each s mod 255."""
+    states = np.full(1, 1013904223, np.uint32)
+    factor, summand = 1664525, 1013904223
+    while len(states) < n:
+        # As many steps at once as there are states already; two such jumps make the next one.
+        states = np.concatenate([states, states * np.uint32(factor) + np.uint32(summand)])
+        factor, summand = factor * factor % 2**32, (factor + 1) * summand % 2**32
+    return (states[:n] % 255).astype(np.uint8)
+
+
+def hidden(block: np.ndarray) -> np.ndarray:
+    """A stripe with its lower four bits turned to noise, or back."""
+    return block ^ (noise(block.size).reshape(block.shape) & 0x0F)
+
+
+def ornament(width: int, height: int, shades: np.ndarray) -> np.ndarray:
+    """A1111's rows of grey dots, uint8 [height, width, 3], in the upper four bits: what a stripe looks like.
+
+    shades: uint8, one per dot, over and over; the vectors themselves, so that every embedding looks its own way.
+    """
+    image = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(image)
+    dot = 0
+    for x in range(-6, width, 8):
+        for row, y in enumerate(range(-6, height, 8)):
+            left = x + 4 if row % 2 == 0 else x
+            draw.ellipse((left, y, left + 6, y + 6), fill=(int(shades[dot % len(shades)]),) * 3)
+            dot += 1
+    return np.array(image) & 0xF0
+
+
+def stripes(text: bytes, height: int, first: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What stands left and right of a picture `height` pixels high to hold `text`: two uint8 [height, width, 3].
+
+    first: the embedding's first vector, [dim], for the ornament.
+    """
+    compressed = np.frombuffer(zlib.compress(text, level=9), np.uint8)
+    size = len(compressed) + height - len(compressed) % height
+    size += 3 * height - size % (3 * height)
+    vector = np.abs(first[:1024].double().numpy())
+    shades = (vector / (vector.max() or 1) * 255).astype(np.uint8)
+    made = []
+    for bits, order in ((compressed & 0x0F, shades), (compressed >> 4, shades[::-1])):
+        block = np.resize(bits, size).reshape(height, -1, 3)
+        made.append(hidden(block ^ ornament(block.shape[1], height, order)))
+    return made[0], made[1]
+
+
+def from_pixels(pixels: np.ndarray) -> bytes | None:
+    """The text in the stripes of a picture, uint8 [H, W, 3]; None where it has none."""
+    lit = (pixels > 0).all(2)
+    columns, rows = np.flatnonzero(np.any(lit, axis=0)), np.flatnonzero(np.any(lit, axis=1))
+    if len(columns) == 0:
+        return None
+    nibbles = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 0x0F
+    black = np.flatnonzero(~nibbles.any(axis=(0, 2)))
+    if len(black) < 2:
+        return None
+    lower, upper = nibbles[:, : black[0]], nibbles[:, black[-1] + 1 :]
+    if lower.shape != upper.shape:
+        return None
+    unzip = zlib.decompressobj()
+    try:
+        text = unzip.decompress((hidden(upper) << 4 | hidden(lower)).tobytes(), MAX_JSON_BYTES)
+    except zlib.error:
+        return None
+    return text if unzip.eof else None
+
+
+def read(path: Path) -> Embedding:
+    """Read the embedding in a picture, `.png` or lossless `.webp`, which is called as it was when it was put there."""
+    data = read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS // 10**6} million pixels")
+            chunk = getattr(image, "text", {}).get(CHUNK)
+            text = from_pixels(np.array(image.convert("RGB"))) if chunk is None else base64.b64decode(chunk)
+        stored = None if text is None else from_json(text)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path.name!r} is not a picture, or of a kind other than its ending says.") from None
+    except Exception as error:  # pillow's readers raise anything from struct.error to SyntaxError on broken files
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path.name!r} holds no embedding that can be read: {reason}. Is it whole?") from None
+    if stored is None:
+        raise ValueError(
+            f"{path.name!r} is a picture without an embedding, in its text and at its sides. If it had one, it has "
+            "been cropped, resized or compressed since: get the original file."
+        )
+    embedding = a1111.from_data(stored, path.stem, path.name)
+    name = stored.get("name")
+    return replace(embedding, name=safe_name(name)) if isinstance(name, str) else embedding
+
+
+def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
+    """Write `picture`, float32 [H, W, 3] in 0..1, with `embedding` in it; see `save_embedding`."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"Embeddings are read from {path.suffix} pictures, but only written to .png: name it so.")
+    if picture is None:
+        raise ValueError(f"{path.name!r} needs a picture to keep the embedding in: give one, or write .safetensors.")
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.numel() == 0:
+        raise ValueError(f"The picture for {path.name!r} is {list(picture.shape)}, not [height, width, 3].")
+    pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
+    text = to_json(a1111.to_data(embedding, path.name))
+    left, right = stripes(text, len(pixels), next(iter(embedding.vectors.values()))[0].detach().cpu())
+    black = np.zeros((len(pixels), 1, 3), np.uint8)
+    pixels = np.concatenate([left, black, pixels, black, right], axis=1)
+    if from_pixels(pixels) != text:
+        height, width = picture.shape[:2]
+        raise ValueError(f"A picture of {width} x {height} cannot hold the embedding: take one of 64 x 64 or larger.")
+    info = PngImagePlugin.PngInfo()
+    info.add_text(CHUNK, base64.b64encode(text).decode())
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG", pnginfo=info)
+    write_atomically(path, data.getvalue())
