@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from textinv_core.dataset import (
     Example,
-    batches,
     batches_per_epoch,
     buckets,
     crop_to_multiple,
@@ -68,14 +67,6 @@ def test_batches_mix_pictures_and_buckets():
     assert {tuple(sorted(batch)) for batch in drawn} != {tuple(range(i, i + 3)) for i in range(0, 24, 3)}
     shapes = [examples[batch[0]].latent.shape for batch in drawn]
     assert shapes != sorted(shapes) and shapes != sorted(shapes, reverse=True)
-
-
-def test_batches_go_on_with_another_order():
-    examples = examples_of([0] * 20)
-    drawn = list(itertools.islice(batches(examples, 4, generator()), 15))
-    epochs = [list(itertools.chain(*drawn[i : i + 5])) for i in (0, 5, 10)]
-    assert all(sorted(order) == list(range(20)) for order in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_draws_nothing_from_the_global_generator():

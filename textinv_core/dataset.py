@@ -1,6 +1,6 @@
 """What is learnt from: pictures as latents with their captions, in batches of equal size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,26 @@ def crop_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return image[top : top + height, left : left + width]
 
 
+def encoded_examples(
+    images: Sequence[Tensor],
+    captions: Sequence[str],
+    masks: Sequence[Tensor],
+    multiple: int,
+    encode: Callable[[list[Tensor]], list[Tensor]],
+) -> list[Example]:
+    """Pictures, captions and masks as what is trained on: latents, encoded once; the lists are of one length.
+
+    images, masks: [H, W, 3] and [H, W] in 0..1; their middle is taken, with sides that are multiples of `multiple`.
+    encode: the host's, pictures -> latents float32 [C, h, w]. Raises ValueError for pictures smaller than `multiple`.
+    """
+    latents = encode([crop_to_multiple(image, multiple) for image in images])
+    with torch.inference_mode(False):  # so that autograd may use them
+        return [
+            Example(latent.clone(), caption, loss_weights(crop_to_multiple(mask, multiple), *latent.shape[-2:]))
+            for latent, caption, mask in zip(latents, captions, masks, strict=True)
+        ]
+
+
 def buckets(examples: Sequence[Example]) -> list[list[int]]:
     """Indices into `examples`, grouped by the shape of their latents, in order of first appearance."""
     groups: dict[torch.Size, list[int]] = {}
@@ -65,12 +85,6 @@ def epoch(examples: Sequence[Example], batch_size: int, generator: Generator) ->
         shuffled = [bucket[i] for i in torch.randperm(len(bucket), generator=generator).tolist()]
         batches += [shuffled[i : i + batch_size] for i in range(0, len(shuffled), batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def batches(examples: Sequence[Example], batch_size: int, generator: Generator) -> Iterator[list[int]]:
-    """Epoch after epoch, without end."""
-    while True:
-        yield from epoch(examples, batch_size, generator)
 
 
 def batches_per_epoch(examples: Sequence[Example], batch_size: int) -> int:

@@ -5,9 +5,10 @@ each stands on its own. Orders are for training alone: files, previews and promp
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
+if TYPE_CHECKING:
+    from torch import Generator
 
 Per = Literal["sample", "occurrence", "batch"]
 
@@ -55,7 +56,7 @@ class ShuffleConfig:
         """How many of `n_vectors` are in use at `step`, the number of the optimizer step being run, from 1."""
         return min(n_vectors, 1 + step // self.unlock_every) if self.progressive_words else n_vectors
 
-    def order(self, n_vectors: int, step: int, generator: torch.Generator) -> list[int]:
+    def order(self, n_vectors: int, step: int, generator: "Generator") -> list[int]:
         """Indices into the full embedding in the order to use them, locked ones absent.
 
         n_vectors: rows of the full embedding, >= 1. step: the number of the optimizer step being run, from 1.
@@ -71,5 +72,7 @@ class ShuffleConfig:
         movable = rows[first : n - last]
         if len(movable) < 2:
             return rows
+        import torch  # not above: the command reads its flags off this module, and shows its help without torch
+
         shuffled = [movable[i] for i in torch.randperm(len(movable), generator=generator).tolist()]
         return rows[:first] + shuffled + rows[n - last :]

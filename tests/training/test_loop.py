@@ -8,7 +8,7 @@ import torch
 from textinv_core.dataset import Example
 from textinv_core.embedding import Embedding
 from textinv_core.shuffle import ShuffleConfig
-from textinv_core.training.loop import RandomStreams, TrainingError, train
+from textinv_core.training.loop import STREAMS, TrainingError, chance, train
 from textinv_core.training.loss import prediction_loss
 from textinv_core.training.settings import TrainSettings
 
@@ -118,14 +118,51 @@ def test_vectors_are_float32_and_copies_whatever_the_model_is(make_model, make_e
 # What chance decides
 
 
-def test_random_streams_are_independent():
-    def drawn(names):
-        streams = RandomStreams.of(5)
-        return {name: torch.rand(4, generator=getattr(streams, name)).tolist() for name in names}
+def test_every_stream_has_numbers_of_its_own_at_every_place():
+    def drawn(seed, stream, *place):
+        return tuple(torch.rand(4, generator=chance(seed, stream, *place)).tolist())
 
-    names = ["order", "prompts", "noise", "shuffle"]
-    assert len({tuple(numbers) for numbers in drawn(names).values()}) == 4
-    assert drawn(names) == drawn(names[::-1])  # what one has drawn the others do not notice
+    places = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (2**40,)]
+    everything = [(seed, stream, *place) for seed in (5, 2**64 - 1) for stream in STREAMS for place in places]
+    assert len({drawn(*what) for what in everything}) == len(everything)
+    assert drawn(5, "noise", 7) == drawn(5, "noise", 7)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_training_that_goes_on_sees_what_it_would_have_seen(make_model, make_embedding, make_examples, accumulation):
+    # Ten pictures of two sizes: an epoch of three batches of the one and two of the other, left in the midst of one.
+    examples = make_examples(6) + make_examples(4, (6, 4))
+    shuffle = ShuffleConfig("all", "occurrence")
+
+    def run(start, steps):
+        model = make_model()
+        told = settings(steps, LINES, batch_size=2, learning_rate="0", gradient_accumulation=accumulation)
+        list(train(model, examples, make_embedding(step=start), told, shuffle))
+        return model
+
+    whole, parts = run(0, 9), [run(0, 4), run(4, 9)]
+    calls = [call for part in parts for call in part.calls]
+    assert len(whole.calls) == len(calls) == 9 * accumulation
+    for a, b in zip(whole.calls, calls, strict=True):
+        assert torch.equal(a.noisy, b.noisy) and torch.equal(a.t, b.t) and a.prompts == b.prompts
+    asked = [each for part in parts for each in part.asked]
+    assert all(torch.equal(a.rows, b.rows) for a, b in zip(whole.asked, asked, strict=True))
+
+
+@pytest.mark.parametrize("per", ["sample", "occurrence", "batch"])
+def test_orders_do_not_depend_on_when_a_host_asks_for_them(make_model, make_embedding, make_examples, per):
+    class Backwards(make_model):
+        def conditions(self, prompts, name, lookups, latents):
+            # As a host that encodes several times, and the last prompt first.
+            for lookup in reversed(lookups):
+                lookup("clip_g", 1)
+            each = [*zip(prompts, lookups, latents, strict=True)]
+            return [self.condition(prompt, name, lookup, latent) for prompt, lookup, latent in each[::-1]][::-1]
+
+    told = settings(4, LINES, batch_size=2, learning_rate="0")
+    arguments = make_examples(4), make_embedding(4, 3), told, ShuffleConfig("all", per)
+    losses = [[progress.loss for progress in train(cls(), *arguments)] for cls in (make_model, Backwards)]
+    assert losses[0] == losses[1]
 
 
 def test_shuffling_changes_no_noise_timestep_prompt_or_picture(make_model, make_embedding, make_examples):

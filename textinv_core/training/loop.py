@@ -3,21 +3,26 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import count, islice
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..dataset import Example, batches
+from ..dataset import Example, batches_per_epoch, epoch
 from ..embedding import Embedding
 from ..hosts.base import Lookup, TrainableModel
 from ..prompts import names_embedding, render
 from ..schedule import LearningRateSchedule
 from ..shuffle import ShuffleConfig
 from .loss import prediction_loss
+from .parallel import ALONE, Processes, check_shares
 from .settings import TrainSettings
 
 ZERO_GRADIENT_STEPS = 20
+# What is left to chance: the order of pictures, the template lines, noise and timesteps, the order of vectors.
+STREAMS = ("order", "prompts", "noise", "shuffle")
 
 
 class TrainingError(RuntimeError):
@@ -44,87 +49,80 @@ class Progress:
         return Embedding(self._embedding.name, vectors, self.step, self._embedding.metadata)
 
 
-@dataclass(frozen=True)
-class RandomStreams:
-    """Generators that do not disturb one another: turning shuffling on changes no noise."""
+def chance(seed: int, stream: str, *place: int) -> Generator:
+    """A generator for one of STREAMS at one place of a training: an epoch, or a batch and what is in it.
 
-    order: Generator
-    prompts: Generator
-    noise: Generator
-    shuffle: Generator
-
-    @classmethod
-    def of(cls, seed: int) -> "RandomStreams":
-        children = np.random.SeedSequence(seed).spawn(4)
-        return cls(*(Generator().manual_seed(int(child.generate_state(1)[0])) for child in children))
+    None disturbs another: turning shuffling on changes no noise, a host may ask for orders in any sequence, a training
+    goes on at any step as if it had not stopped, and processes can run different batches of it.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *place))
+    return Generator().manual_seed(int(sequence.generate_state(1)[0]))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All that chance decided for one batch, so that it can be run twice."""
+    """The pictures and prompts of one batch, and its number, counted from 0 over all steps of the embedding."""
 
+    number: int
     examples: list[Example]
     prompts: list[str]
-    gaussian: Tensor
-    t: Tensor
-    orders: "Orders"
 
 
-class Orders:
-    """The orders of the vectors in one batch, drawn when first asked for."""
-
-    def __init__(self, shuffle: ShuffleConfig, step: int, generator: Generator):
-        self._shuffle, self._step, self._generator = shuffle, step, generator
-        self._drawn: dict[tuple[int, ...], list[int]] = {}
-
-    def lookup(self, vectors: dict[str, Tensor], sample: int) -> Lookup:
-        """Vectors for one sample's prompt. Encoders with equally many vectors share an order."""
-
-        def look_up(key: str, occurrence: int) -> Tensor:
-            n = vectors[key].shape[0]
-            drawn_for = {"batch": (n,), "sample": (n, sample), "occurrence": (n, sample, occurrence)}
-            place = drawn_for[self._shuffle.per]
-            if place not in self._drawn:
-                self._drawn[place] = self._shuffle.order(n, self._step, self._generator)
-            return vectors[key][self._drawn[place]]
-
-        return look_up
+def _batches(examples: Sequence[Example], name: str, settings: TrainSettings, first: int) -> Iterator[Batch]:
+    """From batch number `first` on, epoch after epoch, without end."""
+    per_epoch = batches_per_epoch(examples, settings.batch_size)
+    order: list[list[int]] = []
+    for number in count(first):
+        epoch_number, place = divmod(number, per_epoch)
+        if place == 0 or not order:
+            order = epoch(examples, settings.batch_size, chance(settings.seed, "order", epoch_number))
+        chosen = [examples[i] for i in order[place]]
+        generator = chance(settings.seed, "prompts", number)
+        lines = torch.randint(len(settings.template), (len(chosen),), generator=generator).tolist()
+        prompts = [render(settings.template[line], name, e.caption) for line, e in zip(lines, chosen, strict=True)]
+        yield Batch(number, chosen, prompts)
 
 
-def _draw(
-    model: TrainableModel,
-    indices: list[int],
-    examples: Sequence[Example],
-    name: str,
-    settings: TrainSettings,
-    orders: Orders,
-    streams: RandomStreams,
-) -> Batch:
-    chosen = [examples[i] for i in indices]
-    lines = torch.randint(len(settings.template), (len(chosen),), generator=streams.prompts).tolist()
-    prompts = [render(settings.template[line], name, e.caption) for line, e in zip(lines, chosen, strict=True)]
-    first, end = (len(model.noise_schedule) * m // 1000 for m in (settings.min_timestep, settings.max_timestep))
-    t = torch.randint(first, max(end, first + 1), (len(chosen),), generator=streams.noise)
-    gaussian = torch.randn(len(chosen), *chosen[0].latent.shape, generator=streams.noise)
-    return Batch(chosen, prompts, gaussian, t, orders)
+def _lookup(
+    vectors: dict[str, Tensor], shuffle: ShuffleConfig, settings: TrainSettings, number: int, sample: int
+) -> Lookup:
+    """Vectors for one sample's prompt in batch `number`. Encoders with equally many vectors share an order."""
+
+    def look_up(key: str, occurrence: int) -> Tensor:
+        n = vectors[key].shape[0]
+        places = {"batch": (), "sample": (sample,), "occurrence": (sample, occurrence)}
+        generator = chance(settings.seed, "shuffle", number, n, *places[shuffle.per])
+        step = number // settings.gradient_accumulation + 1
+        return vectors[key][shuffle.order(n, step, generator)]
+
+    return look_up
 
 
 def _batch_loss(
-    model: TrainableModel, batch: Batch, name: str, vectors: dict[str, Tensor], settings: TrainSettings
+    model: TrainableModel,
+    batch: Batch,
+    name: str,
+    vectors: dict[str, Tensor],
+    settings: TrainSettings,
+    shuffle: ShuffleConfig,
 ) -> Tensor:
     latents = [example.latent for example in batch.examples]
-    lookups = [batch.orders.lookup(vectors, sample) for sample in range(len(latents))]
+    noise = chance(settings.seed, "noise", batch.number)
+    first, end = (len(model.noise_schedule) * m // 1000 for m in (settings.min_timestep, settings.max_timestep))
+    t = torch.randint(first, max(end, first + 1), (len(latents),), generator=noise)
+    gaussian = torch.randn(len(latents), *latents[0].shape, generator=noise)
+    lookups = [_lookup(vectors, shuffle, settings, batch.number, sample) for sample in range(len(latents))]
     conditions = model.conditions(batch.prompts, name, lookups, latents)
     weights = None
     if any(e.weights is not None for e in batch.examples):
-        alike = torch.ones(batch.gaussian.shape[-2:])
+        alike = torch.ones(latents[0].shape[-2:])
         weights = torch.stack([alike if e.weights is None else e.weights for e in batch.examples])
         weights = weights[:, None].to(model.device)
     return prediction_loss(
         model,
         torch.stack(latents).to(model.device),
-        batch.gaussian.to(model.device),
-        batch.t,
+        gaussian.to(model.device),
+        t,
         conditions,
         weights,
         settings.loss_weighting,
@@ -155,15 +153,20 @@ def train(
     embedding: Embedding,
     settings: TrainSettings,
     shuffle: ShuffleConfig | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Progress]:
     """Train a copy of `embedding` on `examples`, one optimizer step (AdamW, no weight decay) at a time.
 
     Vectors and optimizer are float32 whatever the model is. Counts on from `embedding.step`, until `settings.steps`
     or where the learning rates end. Same seed and inputs give the same bits on a CPU.
 
+    processes: from `parallel.join`. They share the `gradient_accumulation` batches of each step and exchange losses and
+    gradients of the vectors; each has to be given the same inputs, and yields the same. With equally many threads a
+    process (`torchrun` sets OMP_NUM_THREADS to 1) those are the very bits that one process would give.
+
     Raises ValueError for bad settings before the first step, and TrainingError when nothing names the embedding, when
     a loss or gradient is not finite (the vectors are then still those of the last step), and when no gradient has
-    reached the vectors for 20 steps.
+    reached the vectors for 20 steps. Raises ConnectionError when another process is lost.
     """
     if not examples:
         raise TrainingError("There are no pictures to learn from.")
@@ -171,8 +174,8 @@ def train(
     name, start = embedding.name, embedding.step or 0
     rates = LearningRateSchedule(settings.learning_rate, settings.steps, start)
     _check_named(settings, examples, name)
-    streams = RandomStreams.of(settings.seed)
-    order = batches(examples, settings.batch_size, streams.order)
+    check_shares(processes, settings.batch_size, settings.gradient_accumulation)
+    batches = _batches(examples, name, settings, first=start * settings.gradient_accumulation)
     vectors: dict[str, Tensor] = {
         key: rows.to(model.device, torch.float32, copy=True).requires_grad_() for key, rows in embedding.vectors.items()
     }
@@ -187,14 +190,13 @@ def train(
         rate = rates.rate_at(step - 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        gradients = {key: torch.zeros_like(rows) for key, rows in vectors.items()}
-        loss, prompts = 0.0, []
-        for _ in range(settings.gradient_accumulation):
-            orders = Orders(shuffle, step, streams.shuffle)
-            batch = _draw(model, next(order), examples, name, settings, orders, streams)
+        of_step = list(islice(batches, settings.gradient_accumulation))
+        results = []
+        for batch in of_step[processes.rank :: processes.count]:
             while True:
                 try:
-                    batch_loss = _batch_loss(model, batch, name, vectors, settings) / settings.gradient_accumulation
+                    batch_loss = _batch_loss(model, batch, name, vectors, settings, shuffle)
+                    batch_loss = batch_loss / settings.gradient_accumulation
                     found = _gradients(scaler.scale(batch_loss), vectors)
                     break
                 except torch.OutOfMemoryError:
@@ -202,19 +204,20 @@ def train(
                         raise
                     checkpointed = True
                     model.checkpoint_activations()
-            for total, gradient in zip(gradients.values(), found, strict=True):
-                total += gradient
-            loss += batch_loss.item()
-            prompts += batch.prompts
+            results.append(torch.cat([batch_loss.detach()[None], *(gradient.flatten() for gradient in found)]))
+        # Batch by batch, so that the sum is rounded alike however many processes there are.
+        total = reduce(torch.add, processes.gather(torch.stack(results)))
+        loss, *gradients = total.split([1, *(rows.numel() for rows in vectors.values())])
+        loss = loss.item()
         if not math.isfinite(loss):
             raise TrainingError(
                 f"The loss of step {step} is {loss}: the training has diverged. Try a lower learning rate (now "
                 f"{rate:g}), precision fp32, or another init text; check that the VAE fits the model."
             )
-        for key, rows in vectors.items():
-            rows.grad = gradients[key]
+        for rows, gradient in zip(vectors.values(), gradients, strict=True):
+            rows.grad = gradient.view_as(rows)
         scaler.unscale_(optimizer)
-        norm = float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
+        norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
         overflowed = scaler.is_enabled() and scaler.get_scale() > 1
         if not math.isfinite(norm) and not overflowed:
             raise TrainingError(
@@ -223,7 +226,8 @@ def train(
             )
         if norm > 0:
             without_gradient = 0
-        elif any(names_embedding(prompt, name) for prompt in prompts):  # else the captions had nothing to teach
+        elif any(names_embedding(prompt, name) for batch in of_step for prompt in batch.prompts):
+            # Otherwise the captions had nothing to teach.
             without_gradient += 1
         if without_gradient == ZERO_GRADIENT_STEPS:
             raise TrainingError(

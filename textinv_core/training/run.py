@@ -15,6 +15,7 @@ from ..formats import save_embedding
 from ..hosts.base import TrainableModel
 from ..shuffle import ShuffleConfig
 from .loop import Progress, TrainingError, train
+from .parallel import ALONE, Processes
 from .settings import TrainSettings
 
 log = logging.getLogger("textinv")
@@ -84,6 +85,7 @@ def run_training(
     folder: Path,
     shuffle: ShuffleConfig | None = None,
     on_step: Callable[[Progress], None] = lambda _: None,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Train `embedding`, recording everything in `folder`; see `loop.train` for what is learnt and raised.
 
@@ -91,7 +93,18 @@ def run_training(
 
     Whatever ends the run after its first step, the vectors of the last good step are in `embeddings/` and the losses
     in `textual_inversion_loss.csv`; a TrainingError's message then says where.
+
+    Of several processes, the first alone writes to its `folder`, and logs.
     """
+    progress = None
+    steps = train(model, examples, embedding, settings, shuffle, processes)
+    if processes.rank > 0:
+        losses = []
+        for progress in steps:
+            losses.append(progress.loss)
+            on_step(progress)
+        assert progress is not None
+        return Trained(progress.embedding(), losses, folder)
     told = {**asdict(settings), "shuffle": asdict(shuffle or ShuffleConfig()), "embedding": embedding.name}
     told |= {"pictures": len(examples), "vectors": {key: list(rows.shape) for key, rows in embedding.vectors.items()}}
     write_atomically(folder / "settings.json", json.dumps(told, indent=2).encode())
@@ -99,9 +112,8 @@ def run_training(
     record = _Record(folder, steps_per_epoch)
     log_every = min(max(10, settings.steps // 50), 100)
     started = time.monotonic()
-    progress = None
     try:
-        for progress in train(model, examples, embedding, settings, shuffle):
+        for progress in steps:
             record.step(progress)
             if progress.step % log_every == 0 or progress.step == progress.last_step:
                 done = len(record.losses)

@@ -1,0 +1,130 @@
+"""What each process of test_parallel.py does: `python sharing.py <what> <folder>`, alone or with others."""
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training.loop import train
+from textinv_core.training.parallel import Processes, join
+from textinv_core.training.run import run_training
+from textinv_core.training.settings import TrainSettings
+
+spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("conftest.py"))
+assert spec is not None and spec.loader is not None
+fakes = importlib.util.module_from_spec(spec)
+sys.modules["fakes"] = fakes
+spec.loader.exec_module(fakes)
+
+LINES = ("a [name] of [name]", "[filewords] and [name]", "[filewords]")
+
+
+class ConvModel(fakes.FakeModel):
+    """The text encoders of the fake model, and a convolutional network that its output is added in."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3, padding=1),
+            torch.nn.GroupNorm(4, 16),
+            torch.nn.SiLU(),
+            torch.nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            torch.nn.SiLU(),
+            torch.nn.ConvTranspose2d(32, 3, 4, stride=2, padding=1),
+        ).requires_grad_(False)
+
+    def predict(self, noisy, t, conditions):
+        context = torch.stack([condition.rows for condition in conditions])[:, :, None, None]
+        return self.net(noisy / (self.noise_schedule.noise[t] + 1).float()[:, None, None, None] + context) + context
+
+
+def in_batch(number, processes, change):
+    """A change of predictions that comes with batch `number`, whichever process runs it."""
+
+    def maybe(prediction, call):
+        return change(prediction) if processes.rank + (call - 1) * processes.count == number else prediction
+
+    return maybe
+
+
+def overflow(prediction):
+    prediction.register_hook(lambda gradient: gradient * float("inf"))
+    return prediction
+
+
+def run_short(prediction):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def examples(sizes):
+    """Pictures of several sizes, the last with a mask and a caption that names the embedding."""
+    colour = torch.tensor([1.0, -0.5, 0.3])[:, None, None]
+    made = [fakes.Example(colour + 0.2 * fakes.fixed(10 + i, 3, *s).float(), f"n{i}") for i, s in enumerate(sizes)]
+    mask = torch.linspace(0, 2, sizes[-1][0] * sizes[-1][1]).reshape(sizes[-1])
+    return [*made[:-1], fakes.Example(made[-1].latent, "embedding:cat", mask)]
+
+
+def embedding():
+    rows = {key: 0.3 * fakes.fixed(4, n, fakes.WIDTHS[key]).float() for key, n in (("clip_l", 4), ("clip_g", 3))}
+    return fakes.Embedding("cat", rows, 0)
+
+
+def settings(lines=LINES, **more):
+    return TrainSettings(lines, **{"steps": 6, "batch_size": 2, "gradient_accumulation": 4, **more})
+
+
+def trainings(processes):
+    """Name -> model, settings and shuffle of a training."""
+    clipped = settings(gradient_clipping="norm", clip_at=0.05)
+    occurrence = ShuffleConfig("all", "occurrence")
+    half = fakes.FakeModel(torch.float16, in_batch(6, processes, overflow))
+    nan = fakes.FakeModel(change=in_batch(11, processes, lambda prediction: prediction * float("nan")))
+    short = fakes.FakeModel(change=in_batch(5, processes, run_short))
+    return {
+        "fake": (fakes.FakeModel(), clipped, occurrence),
+        "conv": (ConvModel(), clipped, ShuffleConfig("all")),
+        "half": (half, settings(LINES[:2]), None),
+        "nan": (nan, settings(), None),
+        "short": (short, settings(), occurrence),
+    }
+
+
+def run_all(processes: Processes, folder: Path):
+    """Leave what was seen of each training in `<training>-<rank>.pt`."""
+    sizes = [(4, 6)] * 4 + [(6, 4)] * 3 + [(8, 8)] * 2
+    for name, (model, told, shuffle) in trainings(processes).items():
+        losses, vectors, error = [], [], ""
+        try:
+            for progress in train(model, examples(sizes), embedding(), told, shuffle, processes):
+                losses.append(progress.loss)
+                vectors.append(dict(progress.embedding().vectors))
+        except RuntimeError as stopped:
+            error = str(stopped)
+        seen = {"losses": losses, "vectors": vectors, "error": error, "calls": len(model.calls)}
+        seen["checkpointed"] = model.checkpointed
+        torch.save(seen, folder / f"{name}-{processes.rank}.pt")
+
+
+def run_and_fail(processes: Processes, folder: Path, wait: bool):
+    """Processes but the first fail after step 2. wait: the first is then busy with something that takes long."""
+
+    def on_step(progress):
+        if progress.step == 2 and processes.rank > 0:
+            raise FloatingPointError("something else")
+        if progress.step == 2 and wait:
+            time.sleep(120)
+
+    arguments = fakes.FakeModel(), examples([(4, 6)] * 3), embedding(), settings(), folder
+    run_training(*arguments, on_step=on_step, processes=processes)
+
+
+if __name__ == "__main__":
+    what, folder = sys.argv[1], Path(sys.argv[2])
+    if what == "all":
+        run_all(join(), folder)
+    else:
+        run_and_fail(join(), folder, what == "fail-while-busy")

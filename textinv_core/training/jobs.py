@@ -1,0 +1,158 @@
+"""Many trainings as a list that any number of processes, started at any time, work off together."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..embedding import check_name
+from ..files import write_atomically
+from .loop import TrainingError
+
+log = logging.getLogger("textinv")
+
+POLL = 1.0  # seconds between looks at jobs that other processes run
+# What is wrong with one job and need not be with the next.
+FAILURES = (TrainingError, ValueError, OSError, torch.OutOfMemoryError)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a list.
+
+    name: its folder's, and of the kind an embedding can have; see `embedding.check_name`.
+    settings: everything that decides its result, of the kinds JSON knows.
+
+    Raises ValueError for another name or kind.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def __post_init__(self):
+        check_name(self.name)
+        try:
+            json.dumps(dict(self.settings))
+        except TypeError as error:
+            raise ValueError(
+                f"The settings of the job {self.name!r} can only be texts, numbers, true or false, and lists and "
+                f"tables of these: {error}."
+            ) from None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    state: `done`, by this process; `there`, done earlier or by another process; `failed`, with the reason in `message`.
+    """
+
+    name: str
+    state: Literal["done", "there", "failed"]
+    message: str = ""
+
+
+@contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Whether the job is this process's for the length of the block. The claim ends with the process, however it ends.
+
+    The file stays: one that came and went could be locked by two processes, each its own.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            # Checked inside, because each system has one of the two.
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(file)
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """A job's `job.json`; nothing where there is none, or none that can be read."""
+    try:
+        found = json.loads(record.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _settle(job: Job, folder: Path, before: dict[str, Any], run: Callable[[Job, Path], None]) -> Outcome:
+    """Run a job that is this process's, unless its record says that this was done.
+
+    before: its record when this process set out. A failure in it is tried once more; one that came since is another
+    process's, which has just tried.
+    """
+    path = folder / "job.json"
+    record = _read(path)
+    settings = json.loads(json.dumps(dict(job.settings)))  # as they come back: tuples are lists
+    if record.get("settings") == settings:
+        if record.get("state") == "done":
+            return Outcome(job.name, "there")
+        if record != before:
+            return Outcome(job.name, "failed", str(record.get("message")))
+    # What it says is no longer so once there are new files.
+    path.unlink(missing_ok=True)
+    log.info(f"textinv: job {job.name}")
+    outcome = Outcome(job.name, "done")
+    try:
+        run(job, folder)
+    except FAILURES as error:
+        log.warning(f"textinv: job {job.name} failed: {error}")
+        outcome = Outcome(job.name, "failed", str(error))
+    told = {"settings": settings, "state": outcome.state, "message": outcome.message, "ended": str(datetime.now())}
+    write_atomically(path, json.dumps(told, indent=2).encode())
+    return outcome
+
+
+def run_jobs(jobs: Sequence[Job], folder: Path, run: Callable[[Job, Path], None]) -> list[Outcome]:
+    """Run those of `jobs` that are still to be done, each in a folder of its own, `<folder>/<name>/`.
+
+    Any number of processes can be given the same list and folder, under `torchrun` or not: each takes the next job
+    that nobody is at, and waits at the end for those of others, to take up what a killed process leaves. Started
+    again, they go on where they stopped: jobs are skipped that are done with the same settings, which each folder's
+    `job.json` says, and run from their beginning where they failed, were stopped, or have other settings now.
+
+    run: does a job, in its folder; may find there what an earlier try has left. A TrainingError, ValueError, OSError
+    or want of memory in it is recorded, and the next job is run; anything else ends this process's part.
+
+    Returns how each job ended, in the order of `jobs`. Raises ValueError when two have one name.
+    """
+    # Some file systems do not tell `Cat` from `cat`.
+    again = [name for name, times in Counter(job.name.lower() for job in jobs).items() if times > 1]
+    if again:
+        raise ValueError(f"Several jobs are called {again[0]!r}. Give each a name of its own; it is its folder's too.")
+    for job in jobs:
+        (folder / job.name).mkdir(parents=True, exist_ok=True)
+    before = {job.name: _read(folder / job.name / "job.json") for job in jobs}
+    outcomes: dict[str, Outcome] = {}
+    while left := [job for job in jobs if job.name not in outcomes]:
+        for job in left:
+            with _claim(folder / job.name / "job.lock") as mine:
+                if mine:
+                    outcomes[job.name] = _settle(job, folder / job.name, before[job.name], run)
+        if not any(job.name in outcomes for job in left):
+            time.sleep(POLL)
+    states = Counter(outcome.state for outcome in outcomes.values())
+    log.info(f"textinv: {len(jobs)} jobs: {', '.join(f'{n} {state}' for state, n in states.items())}")
+    return [outcomes[job.name] for job in jobs]

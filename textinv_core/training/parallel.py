@@ -1,0 +1,97 @@
+"""One training shared by several processes, as `torchrun` and `accelerate launch` start them."""
+
+import os
+import signal
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+
+# Others wait so long for a process, say for the first while it makes pictures between two steps.
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training, and which of them this one is.
+
+    rank: from 0 to count - 1. The first, 0, is the one that writes files.
+    """
+
+    rank: int
+    count: int
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Everybody's `rows` [k, width], as [k * count, width]: the first row of each, by rank, then the second, ...
+
+        All have to call it, with the same shape. Raises ConnectionError when another process has ended, or is silent
+        for `TIMEOUT`.
+        """
+        if self.count == 1:
+            return rows
+        mine = rows.cpu()
+        everybodys = [torch.empty_like(mine) for _ in range(self.count)]
+        try:
+            torch.distributed.all_gather(everybodys, mine)
+        except RuntimeError as lost:
+            raise ConnectionError(
+                f"Another of the {self.count} processes of this training has ended or does not answer, so it cannot "
+                "go on. Look for that process's own message; then start them all again."
+            ) from lost
+        return torch.stack(everybodys, dim=1).flatten(0, 1).to(rows.device)
+
+
+ALONE = Processes(0, 1)
+
+
+def take_gpu() -> None:
+    """Make the GPU of this process, by its LOCAL_RANK in the environment, the current one; nothing where there is none.
+
+    Where GPUs are fewer than processes, some have one in common.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def join() -> Processes:
+    """Meet the processes that this one was started with, and take a GPU; ALONE where it was started by itself.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from the environment, where both launchers put
+    them. To be called once, from the main thread: from then on SIGTERM, by which the launchers end the rest when one
+    process fails, is a SystemExit, so that what was learnt is kept.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    take_gpu()
+    # Over CPUs even where there are GPUs: what is exchanged, once a step, is some hundred kilobytes, and one way that
+    # works on every system, and with several processes on one GPU, is worth more than NCCL's microseconds.
+    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+    signal.signal(signal.SIGTERM, _end)
+    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)  # as shells count
+
+
+def check_shares(processes: Processes, batch_size: int, gradient_accumulation: int) -> None:
+    """Raise ValueError unless the batches of a step can be shared evenly, with what to set instead."""
+    count = processes.count
+    if gradient_accumulation % count == 0:
+        return
+    pictures = batch_size * gradient_accumulation
+    # The largest batches that are no larger than now, so that they fit into memory.
+    for size in range(min(batch_size, pictures // count), 0, -1):
+        if pictures % (size * count) == 0:
+            advice = f"To keep {pictures} pictures a step, set batch_size to {size} and gradient_accumulation to "
+            advice += f"{pictures // size}."
+            break
+    else:
+        more = -(-gradient_accumulation // count) * count
+        advice = f"Start as many as divide the {pictures} pictures of a step evenly, or set gradient_accumulation to "
+        advice += f"{more} for {batch_size * more} pictures a step."
+    raise ValueError(
+        f"The processes of a training share the batches of each step evenly, and {count} cannot do that with "
+        f"gradient_accumulation {gradient_accumulation}. {advice}"
+    )
