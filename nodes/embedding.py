@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..textinv_core import load_embedding, save_embedding
-from ..textinv_core.embedding import Embedding, check_name, initial_vectors
+from ..textinv_core.embedding import check_name, create_embedding
 from ..textinv_core.files import numbered
 from ..textinv_core.hosts import comfy as host
 from ..textinv_core.images import save_picture
@@ -53,10 +53,8 @@ class TextInvCreateEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, name, init_text, vectors) -> io.NodeOutput:
-        keep_first = host.keeps_first_tokens(clip)
         rows = host.text_vectors(clip, init_text)
-        made = {key: initial_vectors(of_encoder, vectors, keep_first) for key, of_encoder in rows.items()}
-        return io.NodeOutput(Embedding(check_name(name), made, step=0))
+        return io.NodeOutput(create_embedding(name, rows, vectors, host.keeps_first_tokens(clip)))
 
 
 class TextInvApplyEmbedding(io.ComfyNode):

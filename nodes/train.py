@@ -1,6 +1,7 @@
 """The node that trains."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -10,7 +11,7 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..textinv_core.dataset import Example, crop_to_multiple, loss_weights
+from ..textinv_core.dataset import encoded_examples
 from ..textinv_core.hosts import comfy as host
 from ..textinv_core.images import preprocess, save_picture
 from ..textinv_core.prompts import TEMPLATES, render, template_lines
@@ -206,7 +207,8 @@ class TextInvTrainEmbedding(io.ComfyNode):
         images, captions, masks = preprocess(images, captions, masks, 0, 0, "keep")
 
         with host.untouched_random_state():
-            examples = _examples(model, vae, images, captions, masks)
+            encode = partial(host.encode_images, model, vae)
+            examples = encoded_examples(images, captions, masks, host.latent_multiple(vae), encode)
             largest = max((e.latent for e in examples), key=torch.numel)
             height, width = (side * host.latent_multiple(vae) for side in examples[0].latent.shape[-2:])
             facts = {"textinv.base_model": host.fingerprint(model), "modelspec.resolution": f"{width}x{height}"}
@@ -243,17 +245,6 @@ def _settings(given: dict) -> TrainSettings:
     template = template_lines(given["template"], given.get("custom_template", ""))
     values = {name: value for name, value in given.items() if name in TrainSettings.__dataclass_fields__}
     return TrainSettings(**{**values, "template": template})
-
-
-def _examples(model, vae, images, captions, masks) -> list[Example]:
-    """Pictures, captions and masks as what is trained on: latents, encoded once."""
-    multiple = host.latent_multiple(vae)
-    latents = host.encode_images(model, vae, [crop_to_multiple(image, multiple) for image in images])
-    with torch.inference_mode(False):  # so that autograd may use them
-        return [
-            Example(latent.clone(), caption, loss_weights(crop_to_multiple(mask, multiple), *latent.shape[-2:]))
-            for latent, caption, mask in zip(latents, captions, masks, strict=True)
-        ]
 
 
 NODES = [TextInvTrainEmbedding]

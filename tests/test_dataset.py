@@ -10,6 +10,7 @@ from textinv_core.dataset import (
     batches_per_epoch,
     buckets,
     crop_to_multiple,
+    encoded_examples,
     epoch,
     loss_weights,
 )
@@ -132,3 +133,30 @@ def test_the_middle_is_kept(height, width, rows, columns, channels):
 def test_a_picture_too_small_is_an_error_that_says_its_size(size):
     with pytest.raises(ValueError, match=f"{size[1]}x{size[0]} pixels is too small.* at least 8 pixels"):
         crop_to_multiple(torch.zeros(*size, 3), 8)
+
+
+# Encoding
+
+
+def test_pictures_and_masks_are_cropped_alike_and_encoded_together():
+    mask = torch.zeros(18, 16)
+    mask[1:9] = 1  # the upper half of what is left of the picture
+    given = []
+
+    def encode(images):
+        given.extend(images)
+        return [image.movedim(-1, 0)[:, ::8, ::8] for image in images]
+
+    pictures = [torch.rand(18, 16, 3), torch.rand(8, 8, 3)]
+    first, second = encoded_examples(pictures, ["a", "b"], [mask, torch.ones(8, 8)], 8, encode)
+    assert torch.equal(given[0], pictures[0][1:17]) and len(given) == 2
+    assert (first.caption, first.latent.shape, second.latent.shape) == ("a", (3, 2, 2), (3, 1, 1))
+    assert torch.equal(first.weights, torch.tensor([[2.0, 2.0], [0.0, 0.0]]))
+    assert torch.equal(second.weights, torch.ones(1, 1))
+
+
+def test_what_is_encoded_in_inference_mode_can_be_trained_on():
+    with torch.inference_mode():
+        pictures = [torch.rand(8, 8, 3)]
+        [example] = encoded_examples(pictures, [""], [torch.ones(8, 8)], 8, lambda images: [images[0] * 1])
+    assert not example.latent.is_inference()

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textinv_core.embedding import Embedding, check_name, initial_vectors, safe_name
+from textinv_core.embedding import Embedding, check_name, create_embedding, initial_vectors, safe_name
 
 
 @given(st.text() | st.from_regex(r"[-_.\d einfNaO]{1,120}", fullmatch=True))
@@ -78,3 +78,14 @@ def test_initial_vectors_without_an_init_text():
     assert torch.equal(initial_vectors(torch.zeros(0, 5), 3, True), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="cannot be empty"):
         initial_vectors(torch.zeros(0, 5), 0, True)
+
+
+def test_a_created_embedding_starts_as_its_text_in_every_encoder():
+    rows = {"clip_l": torch.randn(3, 4), "clip_g": torch.randn(2, 6)}
+    made = create_embedding("cat", rows, 2, keep_first=True)
+    assert (made.name, made.step) == ("cat", 0)
+    assert torch.equal(made.vectors["clip_l"], rows["clip_l"][:2]) and torch.equal(
+        made.vectors["clip_g"], rows["clip_g"]
+    )
+    with pytest.raises(ValueError, match="Try 'my_cat'"):
+        create_embedding("my cat", rows, 2, keep_first=True)

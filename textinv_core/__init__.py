@@ -1,10 +1,14 @@
 """Textual inversion: what the nodes and the command line are faces of. Knows no node, no server, no page."""
 
-from .embedding import Embedding
-from .formats import load_embedding, save_embedding
-from .prompts import filewords
-from .schedule import LearningRateSchedule
-from .shuffle import ShuffleConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .embedding import Embedding
+    from .formats import load_embedding, save_embedding
+    from .prompts import filewords
+    from .schedule import LearningRateSchedule
+    from .shuffle import ShuffleConfig
 
 __all__ = [
     "Embedding",
@@ -14,3 +18,19 @@ __all__ = [
     "load_embedding",
     "save_embedding",
 ]
+
+_MODULES = {
+    "Embedding": "embedding",
+    "LearningRateSchedule": "schedule",
+    "ShuffleConfig": "shuffle",
+    "filewords": "prompts",
+    "load_embedding": "formats",
+    "save_embedding": "formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Only when asked for, because torch takes seconds to import, and `textinv --help` needs none of it.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

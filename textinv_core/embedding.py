@@ -93,3 +93,13 @@ def initial_vectors(rows: Tensor, vectors: int, keep_first: bool) -> Tensor:
     if keep_first:
         rows = rows[:vectors]
     return rows[torch.arange(vectors) * len(rows) // vectors].clone()
+
+
+def create_embedding(name: str, rows: Mapping[str, Tensor], vectors: int, keep_first: bool) -> Embedding:
+    """A new embedding that starts as the words of an init text; see `initial_vectors`.
+
+    rows: what each text encoder sees of the text, encoder key -> float32 [tokens, dim]. Raises ValueError for a bad
+    name, and where there are no words and `vectors` is 0.
+    """
+    made = {key: initial_vectors(of_encoder, vectors, keep_first) for key, of_encoder in rows.items()}
+    return Embedding(check_name(name), made, step=0)

@@ -14,14 +14,14 @@ class TrainSettings:
     """Train until the embedding has had this many optimizer steps, those of earlier trainings included."""
 
     learning_rate: str = "0.005"
-    """The learning-rate grammar, for example `0.005:100, 1e-3:1000, 1e-5`; see `schedule.LearningRateSchedule`.
-    A1111's default."""
+    """One rate, or rates with the step each lasts to, as in `0.005:100, 1e-3:1000, 1e-5` (A1111's grammar, see
+    `schedule.LearningRateSchedule`)."""
 
     batch_size: int = 1
     """Pictures a batch, at least 1. Memory and time grow with it; the gradient gets steadier."""
 
     gradient_accumulation: int = 1
-    """Batches an optimizer step, at least 1. Steadier gradients for time alone."""
+    """Batches an optimizer step, at least 1. Steadier gradients for time alone; parallel processes share them."""
 
     seed: int = 0
     """Decides noise, timesteps, order of pictures, template lines and vector orders, each on its own."""
@@ -30,7 +30,7 @@ class TrainSettings:
     """`norm` scales all gradients of a step down to `clip_at` together, `value` cuts each one off there."""
 
     clip_at: float = 0.1
-    """A1111's default; above 0."""
+    """The limit for gradient clipping, above 0; A1111's default."""
 
     min_timestep: int = 0
     """Train on noise levels from here on, in thousandths: 0 is (almost) no noise."""

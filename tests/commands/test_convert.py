@@ -1,0 +1,47 @@
+"""`textinv convert`."""
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+
+from textinv_core import Embedding, load_embedding, save_embedding
+from textinv_core.images import save_picture
+
+
+@pytest.fixture
+def file(tmp_path):
+    save_embedding(Embedding("cat", {"clip_l": torch.randn(2, 768)}, 12), tmp_path / "cat.safetensors")
+    return tmp_path / "cat.safetensors"
+
+
+def test_the_ending_says_of_which_kind(textinv, file, tmp_path):
+    done = textinv("convert", file, tmp_path / "dog.pt", "--json")
+    assert done.code == 0
+    assert done.event("saved") == {"event": "saved", "path": str(tmp_path / "dog.pt"), "name": "dog", "step": 12}
+    made = load_embedding(tmp_path / "dog.pt")
+    assert (made.name, made.step) == ("dog", 12)
+    assert torch.equal(made.vectors["clip_l"], load_embedding(file).vectors["clip_l"])
+
+
+def test_a_png_needs_a_picture(textinv, file, tmp_path):
+    done = textinv("convert", file, tmp_path / "dog.png")
+    assert done.code == 1 and "picture" in done.err
+    save_picture(torch.rand(96, 96, 3), tmp_path / "p.png")
+    assert textinv("convert", file, tmp_path / "dog.png", "--picture", tmp_path / "p.png").code == 0
+    assert load_embedding(tmp_path / "dog.png").name == "dog"
+
+
+def test_nothing_is_overwritten_unasked(textinv, file, tmp_path):
+    (tmp_path / "dog.pt").write_bytes(b"mine")
+    done = textinv("convert", file, tmp_path / "dog.pt")
+    assert done.code == 1 and "--overwrite" in done.err
+    assert (tmp_path / "dog.pt").read_bytes() == b"mine"
+    assert textinv("convert", file, tmp_path / "dog.pt", "--overwrite").code == 0
+    assert load_embedding(tmp_path / "dog.pt").step == 12
+
+
+@pytest.mark.parametrize(("out", "words"), [("dog.txt", "'dog.txt'"), ("my dog.pt", "Try 'my_dog'")])
+def test_a_name_it_cannot_have_is_a_sentence(textinv, file, tmp_path, out, words):
+    done = textinv("convert", file, tmp_path / out)
+    assert done.code == 1 and words in done.err

@@ -1,0 +1,53 @@
+"""`textinv demo`, on an untrained world."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("diffusers")
+
+from textinv_core import load_embedding
+from textinv_core.commands.demo import NAME, SETTINGS, SURROUNDINGS, run
+from textinv_core.commands.output import Report
+from textinv_core.images import load_image
+
+
+@pytest.fixture(scope="module")
+def made(world, tmp_path_factory):
+    """What a short demo leaves, twice in one folder, and where."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        # The package has the command itself under that name.
+        patch.setitem(importlib.import_module("textinv_core.commands.demo").SAMPLING, "steps", 1)
+        run(world.folder, out, Report(), replace(SETTINGS, steps=2))
+        return run(world.folder, out, Report(), replace(SETTINGS, steps=4)), out
+
+
+def test_it_leaves_the_embedding_the_losses_and_the_picture(made):
+    paths, out = made
+    assert paths == {"embedding": out / f"{NAME}.safetensors", "loss": out / "loss.png", "picture": out / "demo.png"}
+    embedding = load_embedding(paths["embedding"])
+    assert (embedding.name, embedding.step) == (NAME, 4)
+    assert load_image(paths["loss"])[0].shape == (500, 900, 3)
+
+
+def test_the_picture_shows_what_was_learnt_from_in_its_first_column(made, world):
+    picture, _ = load_image(made[0]["picture"])
+    reference, _ = load_image(world.folder / "pictures" / "0.png")
+    enlarged = reference.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    side = len(enlarged)
+    places = [
+        left
+        for top in range(100)
+        for left in range(picture.shape[1] // 4)
+        if torch.equal(picture[top, left : left + side], enlarged[0])
+        and torch.equal(picture[top : top + side, left : left + side], enlarged)
+    ]
+    assert len(places) == 1
+
+
+def test_its_prompts_ask_for_something_new(made):
+    assert len(SURROUNDINGS) == len(set(SURROUNDINGS)) == 4

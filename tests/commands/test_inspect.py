@@ -1,0 +1,55 @@
+"""`textinv inspect`."""
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+
+from textinv_core import Embedding, save_embedding
+
+
+@pytest.fixture
+def file(tmp_path):
+    vectors = {"clip_l": torch.tensor([[3.0, 4.0] + [0.0] * 94, [0.0] * 95 + [2.0]])}
+    facts = {"textinv.sd_checkpoint_name": "toy", "textinv.note": "a\x1b[31mb"}
+    save_embedding(Embedding("cat", vectors, 12, facts), tmp_path / "cat.safetensors")
+    return tmp_path / "cat.safetensors"
+
+
+def test_it_shows_all_there_is(textinv, file):
+    done = textinv("inspect", file)
+    assert done.code == 0
+    for words in ("embedding:cat", "steps: 12", "model: toy", "clip_l: 2 x 96", "5.000", "2.000"):
+        assert words in done.out
+
+
+def test_somebody_elses_text_does_nothing_to_the_terminal(textinv, file):
+    assert "\x1b" not in textinv("inspect", file).out
+
+
+def test_as_json_it_is_one_object(textinv, file):
+    done = textinv("inspect", file, "--json")
+    [facts] = done.facts
+    assert (facts["name"], facts["step"], facts["base_model"]) == ("cat", 12, "toy")
+    assert facts["encoders"] == {"clip_l": {"width": 96, "vectors": [{"norm": 5.0}, {"norm": 2.0}]}}
+
+
+def test_with_a_model_it_shows_the_nearest_words(textinv, world, tmp_path):
+    textinv("train", *world.flags, "--name", "cat", "--steps", 1, "--learning-rate", "1e-9", "--output", tmp_path)
+    [facts] = textinv("inspect", tmp_path / "cat.safetensors", *world.model, "--words", 2, "--json").facts
+    [vector] = facts["encoders"]["clip_l"]["vectors"]
+    assert [word["word"] for word in vector["words"]][:1] == ["figure"] and len(vector["words"]) == 2
+    assert vector["words"][0]["similarity"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_file_that_is_none_is_a_sentence(textinv, tmp_path):
+    (tmp_path / "bad.pt").write_bytes(b"no")
+    done = textinv("inspect", tmp_path / "bad.pt")
+    assert done.code == 1 and "'bad.pt'" in done.err
+    assert textinv("inspect", tmp_path / "none.pt").code == 1
+
+
+def test_a_model_it_does_not_fit_is_a_sentence(textinv, world, tmp_path):
+    save_embedding(Embedding("cat", {"clip_l": torch.ones(1, 768)}), tmp_path / "cat.safetensors")
+    done = textinv("inspect", tmp_path / "cat.safetensors", *world.model)
+    assert done.code == 1 and "does not fit" in done.err

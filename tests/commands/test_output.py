@@ -1,0 +1,72 @@
+"""Answers to people and programs, and exit statuses."""
+
+import json
+import logging
+
+import pytest
+
+pytest.importorskip("typer")
+
+import typer
+
+from textinv_core.commands.output import Report, failing, logging_to_stderr
+from textinv_core.training.loop import TrainingError
+
+
+def status(error, report=None, code=1):
+    with pytest.raises(typer.Exit) as ended, failing(report or Report(), code):
+        raise error
+    return ended.value.exit_code
+
+
+def test_text_goes_to_stdout_and_with_json_to_stderr(capsys):
+    Report().say("a [b] c")
+    assert capsys.readouterr() == ("a [b] c\n", "")
+    Report(as_json=True).say("x")
+    Report(as_json=True).facts(event="e", n=1)
+    out, err = capsys.readouterr()
+    assert (json.loads(out), err) == ({"event": "e", "n": 1}, "x\n")
+
+
+def test_long_lines_stay_whole(capsys):
+    Report().say("x" * 300)
+    assert capsys.readouterr().out == "x" * 300 + "\n"
+
+
+def test_a_quiet_one_says_failures_alone(capsys):
+    quiet = Report(as_json=True, quiet=True)
+    quiet.say("x")
+    quiet.facts(event="e")
+    assert capsys.readouterr() == ("", "")
+    assert status(ValueError("why"), quiet) == 1
+    assert capsys.readouterr() == ("", "why\n")
+
+
+@pytest.mark.parametrize("error", [ValueError("why"), FileNotFoundError("why"), TrainingError("why")])
+def test_what_is_meant_for_the_user_is_a_sentence(error, capsys):
+    assert status(error, code=2) == 2
+    assert capsys.readouterr().err == "why\n"
+
+
+def test_with_json_failures_are_facts_too(capsys):
+    status(ValueError("why"), Report(as_json=True))
+    assert json.loads(capsys.readouterr().out) == {"event": "error", "message": "why", "exit_code": 1}
+
+
+def test_an_interrupt_is_130():
+    assert status(KeyboardInterrupt()) == 130
+
+
+@pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("ours"), ModuleNotFoundError("ours", name="ours")])
+def test_mistakes_of_ours_keep_their_traceback(error):
+    with pytest.raises(type(error)), failing(Report()):
+        raise error
+
+
+def test_the_log_takes_the_place_of_the_bar_and_is_as_it_was_afterwards(capsys):
+    log = logging.getLogger("textinv")
+    before = list(log.handlers)
+    with logging_to_stderr():
+        log.info("step 5")
+    assert "step 5" in capsys.readouterr().err
+    assert log.handlers == before

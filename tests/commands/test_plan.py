@@ -1,0 +1,142 @@
+"""Settings files, flags, and what the two make together."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+
+from textinv_core.commands.plan import facts_of, plans, read_file
+from textinv_core.prompts import TEMPLATES
+from textinv_core.training.settings import TrainSettings
+
+LEAST = {"model": "m.safetensors", "name": "cat", "images": "cats"}
+
+
+def plan(told, flags=None):
+    [made], are_jobs = plans({**LEAST, **told}, flags or {})
+    assert not are_jobs
+    return made
+
+
+def refused(told, flags=None):
+    with pytest.raises(ValueError) as error:
+        plans({**LEAST, **told}, flags or {})
+    return str(error.value)
+
+
+def test_the_least_takes_every_default_of_the_core():
+    made = plan({})
+    assert made.train == TrainSettings(TEMPLATES["subject"])
+    assert (made.model, made.name, made.images.folder) == (Path("m.safetensors"), "cat", Path("cats"))
+    assert (made.images.width, made.shuffle.mode, made.vectors) == (512, "off", 1)
+
+
+def test_flags_win_over_the_file_setting_by_setting():
+    file = {"vectors": 3, "train": {"steps": 10, "seed": 4}, "images": {"folder": "a", "flip": True}}
+    made = plan(file, {"vectors": 5, "train": {"steps": 20}, "images": {"flip": False}})
+    assert (made.vectors, made.train.steps, made.train.seed) == (5, 20, 4)
+    assert (made.images.folder, made.images.flip) == (Path("a"), False)
+
+
+def test_jobs_win_over_what_is_common_and_flags_over_jobs():
+    told = {"train": {"steps": 10}, "job": [{"name": "a", "train": {"seed": 1}}, {"name": "b", "images": "dogs"}]}
+    (a, b), are_jobs = plans({**LEAST, **told}, {"train": {"batch_size": 2}})
+    assert are_jobs
+    assert (a.name, a.train.steps, a.train.seed, a.train.batch_size, a.images.folder) == ("a", 10, 1, 2, Path("cats"))
+    assert (b.name, b.train.steps, b.train.seed, b.train.batch_size, b.images.folder) == ("b", 10, 0, 2, Path("dogs"))
+
+
+def test_a_template_is_a_name_or_lines():
+    assert plan({"template": "style"}).train.template == TEMPLATES["style"]
+    assert plan({"template": "a [name]"}).train.template == ("a [name]",)
+    assert plan({"template": ["a [name]", "the [name]"]}).train.template == ("a [name]", "the [name]")
+    assert "'stile'" in refused({"template": "stile"})
+    assert "does not say [name]" in refused({"template": ["a [name]", "no"]})
+
+
+def test_a_rate_may_be_written_as_a_number():
+    assert plan({"train": {"learning_rate": 0.001}}).train.learning_rate == "0.001"
+
+
+@pytest.mark.parametrize(
+    ("told", "key", "advice"),
+    [
+        ({"nmae": "x"}, "'nmae'", "Did you mean 'name'?"),
+        ({"train": {"step": 5}}, "'step' in [train]", "Did you mean 'steps'?"),
+        ({"steps": 5}, "'steps'", "It belongs into [train]."),
+        ({"train": {"vectors": 5}}, "'vectors' in [train]", "to the top"),
+        ({"batchsize": 5}, "'batchsize'", "Did you mean 'batch_size' in [train]?"),
+        ({"shuffel": {}}, "'shuffel'", "Did you mean 'shuffle'?"),
+        ({"shuffle": {"zzz": 1}}, "'zzz' in [shuffle]", "There are mode, per,"),
+        ({"from_": "x"}, "'from_'", "Did you mean 'from'?"),
+        ({"job": [{"nmae": "x"}]}, "'nmae'", "Did you mean 'name'?"),
+    ],
+)
+def test_a_key_that_means_nothing_is_named_with_the_nearest_that_does(told, key, advice):
+    message = refused(told)
+    assert key in message and advice in message
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"train": {"steps": "many"}}, "'steps' in [train] is 'many'; it must be a whole number"),
+        ({"train": {"steps": True}}, "it must be a whole number"),
+        ({"train": {"steps": 1.5}}, "it must be a whole number"),
+        ({"name": 7}, "'name' is 7; it must be a text"),
+        ({"images": {"folder": "a", "flip": "yes"}}, "it must be true or false"),
+        ({"template": [1]}, "it must be a text or a list of texts"),
+        ({"train": 5}, "write [train]"),
+        ({"job": {"name": "x"}}, "[[job]]"),
+        ({"train": {"steps": 0}}, "steps cannot be 0"),
+        ({"train": {"learning_rate": "fast"}}, "'fast'"),
+        ({"shuffle": {"mode": "wild"}}, "'wild'"),
+        ({"name": "my cat"}, "Try 'my_cat'"),
+        ({"name": ""}, "no name"),
+        ({"images": {"flip": True}}, "--images"),
+        ({"images": {"folder": "a", "width": 0}}, "0x512"),
+        ({"vectors": 76}, "76"),
+        ({"precision": "fp8"}, "'fp8'"),
+        ({"template": "none", "images": {"folder": "a", "captions": "none"}}, "[filewords]"),
+    ],
+)
+def test_a_bad_value_is_named(told, words):
+    assert words in refused(told)
+
+
+def test_a_model_there_must_be():
+    with pytest.raises(ValueError, match="--model"):
+        plans({"name": "cat", "images": "cats"}, {})
+
+
+def test_clip_at_may_be_whole():
+    assert plan({"train": {"clip_at": 1}}).train.clip_at == 1.0
+
+
+def test_to_go_on_needs_no_name():
+    assert plan({"name": "", "from": "cat-5.pt"}).from_ == Path("cat-5.pt")
+
+
+def test_what_decides_a_job_is_everything_but_places():
+    common = plan({"output": "a", "plot": True, "device": "cpu"})
+    assert facts_of(common) == facts_of(plan({}))
+    assert facts_of(common)["images"]["folder"] == "cats"
+    assert facts_of(plan({"vectors": 2})) != facts_of(common)
+    assert facts_of(plan({"shuffle": {"mode": "all"}})) != facts_of(common)
+
+
+def test_a_file_is_read_as_toml(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text('name = "käse"\n[train]\nsteps = 3\n', encoding="utf-8")
+    assert read_file(file) == {"name": "käse", "train": {"steps": 3}}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"name = ", "as TOML"), (b"name = '\xff'", "as TOML"), (b"#" * 1024**2 + b"#", "1 MiB")]
+)
+def test_a_file_that_cannot_be_settings_is_refused(tmp_path, data, words):
+    file = tmp_path / "a.toml"
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        read_file(file)

@@ -1,0 +1,229 @@
+"""`textinv train`: what it leaves, how it is stopped and goes on, and many processes."""
+
+import json
+import shlex
+import signal
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("typer")
+pytest.importorskip("diffusers")
+
+from textinv_core import load_embedding
+from textinv_core.images import load_image
+
+
+def run_folder(output, name="cat"):
+    [folder] = (folder for folder in (output / "textual_inversion" / name).iterdir() if folder.is_dir())
+    return folder
+
+
+def toml(world, output, *lines):
+    """A settings file's top and its pictures, for a training that `World.flags` also describes."""
+    return "\n".join(
+        [
+            f"model = {json.dumps(str(world.folder / 'toyworld.safetensors'))}",
+            f"model_config = {json.dumps(str(world.folder))}",
+            f"output = {json.dumps(str(output))}",
+            'init_text = "figure"',
+            *lines,
+            "[images]",
+            f"folder = {json.dumps(str(world.folder / 'pictures'))}",
+            "width = 64",
+            "height = 64",
+        ]
+    )
+
+
+# What it leaves and says
+
+
+def test_a_training_leaves_the_embedding_and_its_record(textinv, world, tmp_path):
+    done = textinv("train", *world.flags, "--name", "cat", "--vectors", 2, "--steps", 3, "--plot", "--output", tmp_path)
+    assert done.code == 0
+    made = load_embedding(tmp_path / "cat.safetensors")
+    assert (made.step, made.vectors["clip_l"].shape) == (3, (2, 96))
+    assert made.metadata["textinv.sd_checkpoint_name"] == "toyworld"
+    assert made.metadata["modelspec.resolution"] == "64x64"
+    folder = run_folder(tmp_path)
+    assert load_image(folder / "loss.png")[0].shape == (500, 900, 3)
+    assert str(tmp_path / "cat.safetensors") in done.out and str(folder) in done.out
+
+
+def test_with_json_every_line_is_a_fact(textinv, world, tmp_path):
+    told = ("--name", "cat", "--steps", 3, "--save-every", 2, "--output", tmp_path, "--json")
+    done = textinv("train", *world.flags, *told)
+    events = [each["event"] for each in done.facts]
+    assert events == ["start", "step", "step", "saved", "step", "done"]
+    assert done.event("start")["pictures"] == 8 and done.event("start")["steps"] == 3
+    step = done.event("step")
+    assert (step["step"], step["last_step"], step["learning_rate"]) == (3, 3, 0.005) and step["loss"] > 0
+    assert load_embedding(done.event("saved")["path"]).step == 2
+    assert load_embedding(done.event("done")["embedding"]).step == 3
+    assert "step 3/3" in done.err  # the log, where there is no terminal for a progress bar
+
+
+def test_a_file_and_flags_mean_the_same(textinv, world, tmp_path):
+    told = ("--name", "cat", "--vectors", 2, "--template", "a [name]", "--template", "the [name]", "--flip")
+    told += ("--steps", 2, "--seed", 7, "--gradient-clipping", "norm", "--shuffle", "all", "--shuffle-per", "batch")
+    assert textinv("train", *world.flags, *told, "--output", tmp_path / "flags").code == 0
+    lines = ('name = "cat"', "vectors = 2", 'template = ["a [name]", "the [name]"]')
+    text = toml(world, tmp_path / "file", *lines) + '\nflip = true\n[shuffle]\nmode = "all"\nper = "batch"\n'
+    (tmp_path / "cat.toml").write_text(text + '[train]\nsteps = 9\nseed = 7\ngradient_clipping = "norm"\n')
+    assert textinv("train", tmp_path / "cat.toml", "--steps", 2).code == 0
+    by_flags, by_file = (run_folder(tmp_path / how) for how in ("flags", "file"))
+    settings = (by_flags / "settings.json").read_text()
+    assert settings == (by_file / "settings.json").read_text()
+    told = json.loads(settings)
+    assert (told["steps"], told["pictures"], told["shuffle"]["per"]) == (2, 16, "batch")
+    rows = [load_embedding(tmp_path / how / "cat.safetensors").vectors["clip_l"] for how in ("flags", "file")]
+    assert torch.equal(*rows)
+
+
+def test_nothing_is_overwritten(textinv, world, tmp_path):
+    told = ("train", *world.flags, "--name", "cat", "--steps", 1, "--output", tmp_path)
+    assert textinv(*told).code == textinv(*told).code == 0
+    assert (tmp_path / "cat.safetensors").exists() and (tmp_path / "cat_2.safetensors").exists()
+
+
+def test_it_goes_on_from_a_file_under_its_name(textinv, world, tmp_path):
+    told = ("train", *world.flags, "--steps", 4, "--output", tmp_path)
+    assert textinv(*told, "--name", "cat", "--steps", 2).code == 0
+    kept = run_folder(tmp_path) / "embeddings" / "cat-2.safetensors"
+    assert textinv(*told, "--from", kept, "--steps", 4).code == 0
+    assert load_embedding(tmp_path / "cat_2.safetensors").step == 4
+    assert textinv(*told, "--from", kept, "--name", "dog").code == 0
+    assert load_embedding(tmp_path / "dog.safetensors").step == 4
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (["--steps", "0"], "steps cannot be 0"),
+        (["--learning-rate", "fast"], "'fast'"),
+        (["--template", "stile"], "'stile'"),
+        (["none.toml"], "none.toml"),
+    ],
+)
+def test_settings_it_cannot_use_end_with_2(textinv, world, told, words):
+    done = textinv("train", *told, *world.flags, "--name", "cat", "--json")
+    assert done.code == 2
+    assert words in done.err and words in done.event("error")["message"] and done.event("error")["exit_code"] == 2
+
+
+def test_a_key_that_means_nothing_ends_with_2(textinv, tmp_path):
+    (tmp_path / "cat.toml").write_text("[train]\nstep = 5\n")
+    done = textinv("train", tmp_path / "cat.toml")
+    assert done.code == 2 and "Did you mean 'steps'?" in done.err
+
+
+def test_what_fails_ends_with_1(textinv, world, tmp_path):
+    told = ("train", *world.model, "--name", "cat", "--output", tmp_path)
+    done = textinv(*told, "--images", tmp_path / "cats")
+    assert done.code == 1 and "no folder 'cats'" in done.err
+    done = textinv(*told, "--images", world.folder / "pictures", "--learning-rate", "1e30", "--width", 64, "--json")
+    assert done.code == 1 and "diverged" in done.event("error")["message"]
+    assert "Traceback" not in done.err
+
+
+# Interrupts
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be sent Ctrl-C by itself")
+def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(start, ended, textinv, world, tmp_path, monkeypatch):
+    process = start("train", *world.flags, "--name", "my-cat", "--steps", 100_000, "--json")
+    for line in process.stdout:
+        if json.loads(line).get("step", 0) >= 3:
+            break
+    process.send_signal(signal.SIGINT)
+    stopped = ended(process)
+    assert stopped.code == 130 and "Traceback" not in stopped.err
+    last = stopped.facts[-1]
+    assert (last["event"], last["exit_code"]) == ("error", 130)
+    kept = stopped.event("saved")["path"]
+    go_on = last["go_on"]
+    assert go_on in stopped.err
+
+    *_, program, command = go_on.partition("-m textinv_core ")
+    assert program
+    step = int(kept.removesuffix(".safetensors").rpartition("-")[2])
+    assert step >= 3
+    monkeypatch.chdir(tmp_path)
+    again = textinv(*shlex.split(command), "--steps", step + 2)
+    assert again.code == 0
+    assert again.event("start")["step"] == step
+    done = again.event("done")
+    assert (done["name"], done["step"]) == ("my-cat", step + 2)
+
+
+# Several processes
+
+
+@pytest.fixture
+def one_thread():
+    """As many as each of several processes has: sums come out the same to the bit only then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_processes_that_share_a_training_leave_what_one_does(start, ended, textinv, one_thread, world, tmp_path):
+    told = ("train", *world.flags, "--name", "cat", "--steps", 4, "--gradient-accumulation", 2, "--json")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    shared = ended(start(*told, "--output", tmp_path / "shared", launcher=launcher))
+    assert shared.code == 0, shared.err
+    alone = textinv(*told, "--output", tmp_path / "alone")
+    assert [each["event"] for each in shared.facts] == [each["event"] for each in alone.facts]
+    assert run_folder(tmp_path / "shared")
+    one, two = (load_embedding(tmp_path / how / "cat.safetensors").vectors for how in ("alone", "shared"))
+    assert torch.equal(one["clip_l"], two["clip_l"])
+
+
+# Job lists
+
+
+def test_a_job_list_trains_all_and_started_again_what_is_not_done(textinv, world, tmp_path):
+    jobs = """
+[train]
+steps = 2
+[[job]]
+name = "cat"
+[[job]]
+name = "dog"
+vectors = 2
+images = "nowhere"
+[[job]]
+name = "cow"
+train.seed = 3
+"""
+    file = tmp_path / "jobs.toml"
+    file.write_text(toml(world, tmp_path) + jobs)
+    first = textinv("train", file, "--json")
+    assert first.code == 1
+    ended = {each["name"]: each["state"] for each in first.facts if each["event"] == "job"}
+    assert ended == {"cat": "done", "dog": "failed", "cow": "done"}
+    assert "dog" in first.event("error")["message"] and "nowhere" in first.err
+    assert json.loads((run_folder(tmp_path, "cow") / "settings.json").read_text())["seed"] == 3
+
+    file.write_text(toml(world, tmp_path) + jobs.replace('images = "nowhere"\n', ""))
+    again = textinv("train", file, "--json")
+    assert again.code == 0
+    ended = {each["name"]: each["state"] for each in again.facts if each["event"] == "job"}
+    assert ended == {"cat": "there", "dog": "done", "cow": "there"}
+    assert len(load_embedding(tmp_path / "dog.safetensors").vectors["clip_l"]) == 2
+    assert not (tmp_path / "cat_2.safetensors").exists()
+
+
+def test_jobs_need_names_of_their_own_and_one_output(textinv, world, tmp_path):
+    file = tmp_path / "jobs.toml"
+    file.write_text(toml(world, tmp_path) + '\n[[job]]\nname = "cat"\n[[job]]\nname = "cat"\n')
+    assert "'cat'" in textinv("train", file).err
+    file.write_text(toml(world, tmp_path) + '\n[[job]]\nname = "cat"\n[[job]]\nname = "dog"\noutput = "elsewhere"\n')
+    done = textinv("train", file)
+    assert done.code == 1 and "elsewhere" in done.err

@@ -1,0 +1,44 @@
+"""`textinv convert`: an embedding from one kind of file to another."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import Report, failing
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="The embedding to read: .safetensors, .pt, .bin, or a picture.")],
+    out: Annotated[Path, typer.Argument(help="The file to write; its ending says of which kind.")],
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="For .png: the picture to keep the embedding in, best with 64 or more pixels a side."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say on stdout what happened, as one JSON object.")] = False,
+) -> None:
+    """Write an embedding as another kind of file: .safetensors for ComfyUI, diffusers and most others; .pt and .png as
+    AUTOMATIC1111 has them; .bin for older diffusers.
+
+    Examples:
+
+        textinv convert old.pt my-cat.safetensors
+
+        textinv convert my-cat.safetensors my-cat.png --picture cat.jpg
+
+    The new embedding is called after its file, as prompts will find it.
+    """
+    report = Report(as_json)
+    with failing(report):
+        from ..embedding import check_name
+        from ..formats import load_embedding, save_embedding
+        from ..images import load_image
+
+        if out.exists() and not overwrite:
+            raise FileExistsError(f"There is a file {out} already. Give another name, or --overwrite to replace it.")
+        embedding = replace(load_embedding(file), name=check_name(out.stem))
+        save_embedding(embedding, out, load_image(picture)[0] if picture else None)
+        report.facts(event="saved", path=str(out), name=embedding.name, step=embedding.step)
+        report.say(f"{file} -> {out} ({embedding.shapes})")

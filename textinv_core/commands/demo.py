@@ -1,0 +1,109 @@
+"""`textinv demo`: the whole of it, on a small model and eight pictures that come along."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..shuffle import ShuffleConfig
+from ..training.settings import TrainSettings
+from .output import Report, failing, logging_to_stderr
+from .plan import Pictures, Plan
+
+if TYPE_CHECKING:
+    from ..embedding import Embedding
+
+WORLD = Path(__file__).parents[1] / "toyworld"
+SIZE = 64
+NAME = "my-character"
+SETTINGS = TrainSettings(
+    template=("[name]", "a photo of [name]", "a picture of [name]"),
+    steps=300,
+    learning_rate="0.005",
+    batch_size=4,
+    save_every=0,
+)
+INIT_TEXT, VECTORS = "figure", 4
+SURROUNDINGS = ("red background", "yellow hat", "green shirt", "at the left")
+ROWS, ACROSS = 4, 2
+SAMPLING = {"width": SIZE, "height": SIZE, "steps": 20, "guidance": 4.0}
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder for what comes out.")] = Path("textinv-demo"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Say on stdout what happens, one JSON object a line.")
+    ] = False,
+) -> None:
+    """Show what this is about, in about two minutes on a CPU.
+
+    A small model that comes along draws figures. It has no word for one character; from eight pictures it learns one,
+    and draws that character again, also where it has never been. What it leaves: the embedding, a plot of the losses,
+    and demo.png, which shows all of it in one picture.
+    """
+    report = Report(as_json)
+    with failing(report), logging_to_stderr():
+        paths = run(WORLD, out, report)
+        report.facts(event="done", **{name: str(path) for name, path in paths.items()})
+        report.say(f"The embedding: {paths['embedding']}")
+        report.say(f"Its losses: {paths['loss']}")
+        report.say(f"Open {paths['picture']} to see what it has learnt.")
+
+
+def run(world: Path, out: Path, report: Report, settings: TrainSettings = SETTINGS) -> dict[str, Path]:
+    """Train on `world` and leave the files in `out`.
+
+    world: a folder with toyworld.safetensors, its configurations, and pictures/ with eight pictures of one character.
+    Returns where things are: `embedding`, `loss` and `picture`. Raises as `train.train_one`.
+    """
+    import torch
+
+    from ..formats import save_embedding
+    from ..hosts import diffusers as host
+    from ..images import save_picture
+    from .pictures import Column, comparison, loss_plot
+    from .train import load_model, load_pictures, starting_embedding, train_one
+
+    plan = Plan(
+        model=world / "toyworld.safetensors",
+        model_config=world,
+        images=Pictures(world / "pictures", width=SIZE, height=SIZE),
+        train=settings,
+        shuffle=ShuffleConfig(),
+        name=NAME,
+        init_text=INIT_TEXT,
+        vectors=VECTORS,
+        device="cpu",
+        output=out,
+    )
+    trained = train_one(plan, report)
+
+    pipe = load_model(plan.model, plan.model_config, plan.device, plan.precision)
+
+    def draw(embedding: "Embedding", addition: str, seeds: range) -> torch.Tensor:
+        prompt = f"embedding:{NAME}{addition}"
+        return host.generate(pipe, prompt, [embedding], seeds=seeds, **SAMPLING)
+
+    report.say("Drawing the character before and after")
+    seeds = range(ROWS * ACROSS)
+    prompt = f"embedding:{NAME}"
+    elsewhere = [draw(trained.embedding, f", {words}", range(ACROSS)) for words in SURROUNDINGS]
+    references = torch.stack(load_pictures(plan.images)[0][: ROWS * ACROSS])
+    picture = comparison(
+        [
+            Column("reference photos", references, [f"{len(references)} pictures to learn from"], ACROSS),
+            Column("before", draw(starting_embedding(plan, pipe), "", seeds), [prompt], ACROSS),
+            Column("after", draw(trained.embedding, "", seeds), [prompt], ACROSS),
+            Column(
+                "after in new surroundings",
+                torch.cat(elsewhere),
+                [f"{prompt}, {words}" for words in SURROUNDINGS],
+                ACROSS,
+            ),
+        ]
+    )
+    paths = {"embedding": out / f"{NAME}.safetensors", "loss": out / "loss.png", "picture": out / "demo.png"}
+    save_embedding(trained.embedding, paths["embedding"])
+    save_picture(loss_plot(trained.losses, NAME), paths["loss"])
+    save_picture(picture, paths["picture"])
+    return paths

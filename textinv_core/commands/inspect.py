@@ -1,0 +1,92 @@
+"""`textinv inspect`: what is in an embedding file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .output import Report, failing
+
+if TYPE_CHECKING:
+    from ..embedding import Embedding
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An embedding: .safetensors, .pt, .bin, or a picture with one in it.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The model it is for, to compare it with the words that model knows.", show_default=False),
+    ] = None,
+    model_config: Annotated[
+        Path | None, typer.Option(help="For a single file of unusual shape: its configurations.", show_default=False)
+    ] = None,
+    words: Annotated[int, typer.Option(help="How many of the nearest words to show.", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Say it on stdout as one JSON object.")] = False,
+) -> None:
+    """Show what is in an embedding file: name, steps, model, and each vector's norm and nearest words.
+
+    Example:
+
+        textinv inspect my-cat.safetensors --model sd15.safetensors
+
+    The norms of a model's own words are near 0.4 with SD1.x; vectors far above that have been trained too hard, and
+    crowd out the rest of a prompt. The nearest words, with their similarity from -1 to 1, are seldom telling.
+    """
+    report = Report(as_json)
+    with failing(report):
+        from ..formats import load_embedding
+
+        embedding = load_embedding(file)
+        nearest = {}
+        if model:
+            from ..hosts import diffusers as host
+            from .train import load_model
+
+            pipe = load_model(model, model_config, "cpu", "fp32")
+            nearest = host.nearest_words(pipe, embedding, words)
+        facts = _facts(embedding, nearest)
+        report.facts(file=str(file), **facts)
+        _show(report, facts)
+
+
+def _facts(embedding: "Embedding", nearest: dict[str, list[list[tuple[str, float]]]]) -> dict[str, Any]:
+    """All there is to say of an embedding, of the kinds JSON knows."""
+    encoders = {}
+    for key, rows in embedding.vectors.items():
+        vectors: list[dict[str, Any]] = [{"norm": norm} for norm in rows.norm(dim=1).tolist()]
+        for vector, words in zip(vectors, nearest.get(key, []), strict=False):
+            vector["words"] = [{"word": word, "similarity": similarity} for word, similarity in words]
+        encoders[key] = {"width": rows.shape[1], "vectors": vectors}
+    base = embedding.metadata.get("textinv.sd_checkpoint_name") or embedding.metadata.get("textinv.base_model")
+    return {
+        "name": embedding.name,
+        "step": embedding.step,
+        "base_model": base,
+        "encoders": encoders,
+        "metadata": dict(embedding.metadata),
+    }
+
+
+def _show(report: Report, facts: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    report.say(f"embedding:{facts['name']}")
+    report.say(f"steps: {'unknown' if facts['step'] is None else facts['step']}")
+    report.say(f"model: {_line(facts['base_model'] or 'unknown')}")
+    for key, value in facts["metadata"].items():
+        report.say(f"{_line(key)}: {_line(value)}")
+    for key, encoder in facts["encoders"].items():
+        vectors = encoder["vectors"]
+        table = Table("vector", "norm", title=f"{key}: {len(vectors)} x {encoder['width']}", title_justify="left")
+        if "words" in vectors[0]:
+            table.add_column("nearest words")
+        for number, vector in enumerate(vectors, 1):
+            words = ", ".join(f"{_line(each['word'])} {each['similarity']:.2f}" for each in vector.get("words", []))
+            table.add_row(f"{number}", f"{vector['norm']:.3f}", *([Text(words)] if "words" in vector else []))
+        report.console.print(table)
+
+
+def _line(text: str) -> str:
+    """Somebody else's text as one line that does nothing to a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:300])

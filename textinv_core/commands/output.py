@@ -1,0 +1,94 @@
+"""What a command says, to people or to programs, and how it ends."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+INSTALL = 'pip install "textinv[standalone]"'
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a command's answers go: text to people on stdout, or with `as_json` facts to programs on stdout, one JSON
+    object a line, and the text to stderr.
+
+    quiet: says nothing but failures, as all processes of a shared training but the first.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def console(self) -> Console:
+        return Console(stderr=self.as_json, quiet=self.quiet)
+
+    def say(self, text: str) -> None:
+        # Neither colours nor line breaks of its own: paths and commands are there to be copied.
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def facts(self, **facts: Any) -> None:
+        if self.as_json and not self.quiet:
+            print(json.dumps(facts), flush=True)
+
+
+def complain(report: Report, message: str, code: int, **facts: Any) -> typer.Exit:
+    """Say what went wrong; to be raised: the command then ends with the exit status `code`."""
+    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+    if report.as_json and not report.quiet:
+        report.facts(event="error", message=message, exit_code=code, **facts)
+    return typer.Exit(code)
+
+
+@contextmanager
+def failing(report: Report, code: int = FAILED) -> Iterator[None]:
+    """Turn errors that are meant for the user into a sentence and the exit status `code`, an interrupt into 130.
+
+    Any other error is a mistake of ours and keeps its traceback.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("diffusers", "transformers", "tomli"):
+            raise
+        message = f"This command needs {missing}, which is not installed. Type: {INSTALL}"
+        raise complain(report, message, FAILED) from None
+    except KeyboardInterrupt:
+        raise complain(report, "Stopped.", INTERRUPTED) from None
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        raise complain(report, str(error), code) from None
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    if isinstance(error, ValueError | OSError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    import torch
+
+    from ..training.loop import TrainingError
+
+    return isinstance(error, TrainingError | torch.OutOfMemoryError)
+
+
+@contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Where stderr can show no progress bar, show the trainer's log in its place."""
+    log, handler = logging.getLogger("textinv"), logging.StreamHandler()
+    if not sys.stderr.isatty():
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
