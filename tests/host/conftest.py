@@ -53,9 +53,10 @@ def checkpoints(host) -> Path:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory, checkpoints) -> Path:
-    """A base directory for ComfyUI, with the pack and the checkpoints in their places and all else empty."""
+    """A base directory for ComfyUI, with the pack, checkpoints and the toy world's loader in their places."""
     base = make_base(tmp_path_factory.mktemp("comfyui"))
     link(checkpoints, base / "models" / "checkpoints")
+    link(HERE / "toyworld", base / "custom_nodes" / "toyworld")
     return base
 
 

@@ -1,0 +1,171 @@
+"""One training in the toy world, and what a judge of pixels says of it: what `learning.py` and `crosstalk.py` share."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).absolute().parent
+sys.path[:0] = [str(HERE / "toyworld"), str(HERE.parent)]
+
+import torch  # noqa: E402
+import world  # noqa: E402
+
+from textinv_core.dataset import Example  # noqa: E402
+from textinv_core.embedding import Embedding, initial_vectors  # noqa: E402
+from textinv_core.files import write_atomically  # noqa: E402
+from textinv_core.hosts import diffusers as host  # noqa: E402
+from textinv_core.prompts import TEMPLATES  # noqa: E402
+from textinv_core.shuffle import ShuffleConfig  # noqa: E402
+from textinv_core.training.jobs import Job, run_jobs  # noqa: E402
+from textinv_core.training.loop import train  # noqa: E402
+from textinv_core.training.settings import TrainSettings  # noqa: E402
+
+TOYWORLD = HERE.parent / "textinv_core" / "toyworld"
+NAME = "somebody"
+PARTS = ("hair", "eyes", "shirt", "trousers", "hat")  # what a character has; the background is the picture's
+PICTURES = 8  # to learn from
+SAMPLING = {"width": world.SIZE, "height": world.SIZE, "steps": 15, "guidance": 4.0}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught and how; all of it decides the result, with `looks`, the steps after which it is looked at."""
+
+    character: int  # which of the held-out ones
+    vectors: int = 4
+    seed: int = 0
+    init_text: str = "figure"
+    template: str = "subject"  # with `_filewords`, captions tell of background and position
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shuffle: Mapping[str, Any] = field(default_factory=dict)
+    looks: tuple[int, ...] = (300,)
+    pictures: int = 16  # to judge by at each look, and as many in other surroundings
+
+
+@cache
+def pipeline() -> Any:
+    return host.load(TOYWORLD / "toyworld.safetensors", config=TOYWORLD)
+
+
+@cache
+def characters() -> list[world.Character]:
+    return world.held_out_characters(100)
+
+
+def examples(scenes: Sequence[world.Scene]) -> list[Example]:
+    latents = host.encode_images(pipeline(), [*world.draw(list(scenes))])
+    captions = [f"{world.COLOUR_NAMES[s.background]} background, {world.PLACES[s.position]}" for s in scenes]
+    return [Example(latent, caption) for latent, caption in zip(latents, captions, strict=True)]
+
+
+def created(lesson: Lesson) -> Embedding:
+    rows = host.text_vectors(pipeline(), lesson.init_text)
+    return Embedding(NAME, {key: initial_vectors(r, lesson.vectors, True) for key, r in rows.items()}, 0)
+
+
+def edits(character: world.Character) -> list[tuple[str, str, Any]]:
+    """(words to add, attribute, what it must be then): backgrounds, and a shirt, of colours that are not its own."""
+    free = [c for c in range(len(world.COLOURS)) if c not in vars(character).values()]
+    found = [(f"{world.COLOUR_NAMES[c]} background", "background", c) for c in free[:2]]
+    return [*found, *((f"{world.COLOUR_NAMES[c]} shirt", "shirt", c) for c in free[:2])]
+
+
+def judge(embedding: Embedding, lesson: Lesson) -> dict[str, Any]:
+    """What pictures of the character show, without and with changes asked for.
+
+    right: for each picture and part whether it is right. shown: the colours judged, in the order of PARTS.
+    edited: for each picture whether what was asked for is there. kept: for those, the other parts right.
+    """
+    character = characters()[lesson.character]
+    count = lesson.pictures
+
+    def draw(words: str, seeds: Iterable[int]) -> list[world.Scene]:
+        prompt = f"a photo of embedding:{NAME}{words}"
+        return world.judge(host.generate(pipeline(), prompt, [embedding], seeds=list(seeds), **SAMPLING))
+
+    seen = draw("", range(count))
+    edited, kept = [], []
+    asked = edits(character)
+    share = count // len(asked)
+    for i, (words, attribute, value) in enumerate(asked):
+        for scene in draw(f", {words}", range(1000 + i * share, 1000 + (i + 1) * share)):
+            edited.append(getattr(scene, attribute) == value)
+            kept.append([getattr(scene, p) == getattr(character, p) for p in PARTS if p != attribute])
+    return {
+        "right": [[getattr(scene, part) == getattr(character, part) for part in PARTS] for scene in seen],
+        "shown": [[getattr(scene, part) for part in PARTS] for scene in seen],
+        "own": [getattr(character, part) for part in PARTS],
+        "edited": edited,
+        "kept": kept,
+    }
+
+
+def teach(lesson: Lesson) -> list[dict[str, Any]]:
+    """Train as the lesson says. One finding a look: step, seconds of training until then, mean loss, and `judge`'s."""
+    template = TEMPLATES[lesson.template]
+    settings = TrainSettings(template, steps=max(lesson.looks), seed=lesson.seed, **lesson.settings)
+    learnt_from = examples(world.portraits(characters()[lesson.character], PICTURES, lesson.seed))
+    found, losses, seconds, since = [], [], 0.0, time.perf_counter()
+    with host.trainable(pipeline()) as model:
+        for progress in train(model, learnt_from, created(lesson), settings, ShuffleConfig(**lesson.shuffle)):
+            losses.append(progress.loss)
+            if progress.step in lesson.looks:
+                seconds += time.perf_counter() - since
+                with torch.no_grad():
+                    judged = judge(progress.embedding(), lesson)
+                found.append({"step": progress.step, "seconds": seconds, "loss": float(np.mean(losses)), **judged})
+                losses, since = [], time.perf_counter()
+    return found
+
+
+def _work(jobs: Sequence[Job], folder: Path) -> None:
+    torch.set_num_threads(1)
+
+    def run(job: Job, place: Path) -> None:
+        settings = dict(job.settings)
+        lesson = Lesson(**{**settings, "looks": tuple(settings["looks"])})
+        write_atomically(place / "found.json", json.dumps(teach(lesson)).encode())
+
+    run_jobs(jobs, folder, run)
+
+
+def teach_all(lessons: Mapping[str, Lesson], folder: Path, processes: int) -> dict[str, list[dict[str, Any]]]:
+    """What each lesson finds, by its name; those that are in the folder already are not taught again."""
+    jobs = [Job(name, asdict(lesson)) for name, lesson in lessons.items()]
+    with ProcessPoolExecutor(processes) as pool:
+        for done in [pool.submit(_work, jobs, folder) for _ in range(processes)]:
+            done.result()
+    return {name: json.loads((folder / name / "found.json").read_text()) for name in lessons}
+
+
+def accuracy(found: Mapping[str, Any]) -> float:
+    """The share of parts that are right."""
+    return float(np.mean(found["right"]))
+
+
+def interval(
+    values: Sequence[float], of: Callable[..., Any] = np.mean, level: float = 0.95
+) -> tuple[float, float, float]:
+    """A statistic of the values, and its percentile bootstrap interval over them (10,000 resamples, seed 0)."""
+    given = np.asarray(values, dtype=float)
+    resampled = np.random.default_rng(0).choice(given, (10_000, len(given)))
+    low, high = np.quantile(of(resampled, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(of(given)), float(low), float(high)
+
+
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for what was found; a second run goes on there")
+    parser.add_argument("--characters", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2, help="each with one thread")
+    return parser

@@ -1,0 +1,129 @@
+"""A node for the tests' ComfyUI alone: loads the toy world, built from the host's own classes in its small sizes."""
+
+import json
+from pathlib import Path
+
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import folder_paths
+from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel, SDTokenizer
+from comfy.supported_models_base import ClipTarget
+from comfy_api.latest import ComfyExtension, io
+
+
+def _targets(folder: Path) -> ClipTarget:
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+
+    class Tokenizer(SD1Tokenizer):
+        def __init__(self, embedding_directory=None, tokenizer_data=None):
+            super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=self.clip_l_tokenizer)
+
+        @staticmethod
+        def clip_l_tokenizer(embedding_directory, tokenizer_data):
+            return SDTokenizer(
+                str(folder / "tokenizer"),
+                max_length=config["max_position_embeddings"],
+                embedding_directory=embedding_directory,
+                embedding_size=config["hidden_size"],
+                tokenizer_data=tokenizer_data,
+            )
+
+    class Encoder(SDClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            end = config["eos_token_id"]
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                max_length=config["max_position_embeddings"],
+                textmodel_json_config=config,
+                special_tokens={"start": config["bos_token_id"], "end": end, "pad": end},
+                return_projected_pooled=False,
+                model_options=model_options or {},
+            )
+            # The host's class has CLIP's vocabulary, whatever the config says.
+            words = self.operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device)
+            self.transformer.set_input_embeddings(words)
+
+    class TextModel(SD1ClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            super().__init__(device, dtype, model_options or {}, clip_model=Encoder)
+
+    return ClipTarget(Tokenizer, TextModel)
+
+
+class ToyModel(comfy.supported_models.SD15):
+    unet_extra_config = {}  # noqa: RUF012
+
+
+def load(folder: Path):
+    """MODEL, CLIP and VAE of a folder with `toyworld.safetensors` and its configs, as a checkpoint loader gives them."""
+    state = comfy.utils.load_torch_file(str(folder / "toyworld.safetensors"))
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    levels, blocks = len(unet["block_out_channels"]), unet["layers_per_block"]
+    model_config = ToyModel(
+        {
+            "image_size": 32,
+            "in_channels": unet["in_channels"],
+            "out_channels": unet["out_channels"],
+            "model_channels": unet["block_out_channels"][0],
+            "channel_mult": [1] * levels,
+            "num_res_blocks": [blocks] * levels,
+            "transformer_depth": [1] * levels * blocks,
+            "transformer_depth_middle": 1,
+            "transformer_depth_output": [1] * levels * (blocks + 1),
+            "context_dim": unet["cross_attention_dim"],
+            "num_heads": unet["attention_head_dim"],
+            "num_head_channels": -1,
+            "use_spatial_transformer": True,
+            "use_linear_in_transformer": False,
+            "adm_in_channels": None,
+            "legacy": False,
+        }
+    )
+    model = model_config.get_model(state, "model.diffusion_model.", device="cpu")
+    model.load_model_weights(state, "model.diffusion_model.")
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device="cpu", offload_device="cpu")
+    text = {f"clip_l.{k[17:]}": v for k, v in state.items() if k.startswith("cond_stage_model.")}
+    clip = comfy.sd.CLIP(_targets(folder), folder_paths.get_folder_paths("embeddings"), state_dict=text)
+    channels = vae["block_out_channels"]
+    ddconfig = {
+        "double_z": True,
+        "z_channels": vae["latent_channels"],
+        "resolution": vae["sample_size"],
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": channels[0],
+        "ch_mult": [c // channels[0] for c in channels],
+        "num_res_blocks": vae["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    pictures = {k[18:]: v for k, v in state.items() if k.startswith("first_stage_model.")}
+    config = {"params": {"ddconfig": ddconfig, "embed_dim": vae["latent_channels"]}}
+    return patcher, clip, comfy.sd.VAE(sd=pictures, config=config)
+
+
+class LoadToyWorld(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestLoadToyWorld",
+            inputs=[io.String.Input("folder")],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, folder) -> io.NodeOutput:
+        return io.NodeOutput(*load(Path(folder)))
+
+
+class Extension(ComfyExtension):
+    async def get_node_list(self):
+        return [LoadToyWorld]
+
+
+async def comfy_entrypoint():
+    return Extension()
