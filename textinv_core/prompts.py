@@ -172,25 +172,53 @@ def _groups(text: str) -> Iterator[str]:
     yield group
 
 
-def _segments(text: str) -> Iterator[str]:
-    """The stretches of `text` that share one weight, without parentheses and weights: token_weights in ComfyUI."""
+def _segments(text: str, weight: float = 1.0) -> Iterator[tuple[str, float]]:
+    """The stretches of `text` that share one weight, and it, without parentheses: token_weights in ComfyUI."""
     for group in _groups(text):
         if len(group) > 1 and group[0] == "(" and group[-1] == ")":
             inner = group[1:-1]
-            weighted, _, weight = inner.rpartition(":")
-            yield from _segments(weighted if weighted and is_number(weight) else inner)
+            weighted, _, number = inner.rpartition(":")
+            if weighted and is_number(number):
+                yield from _segments(weighted, float(number))
+            else:
+                yield from _segments(inner, weight * 1.1)
         else:
-            yield group
+            yield group, weight
+
+
+def pieces(prompt: str) -> Iterator[tuple[str, float]]:
+    """What ComfyUI's tokenizers take one after another, and its weight: text, or `embedding:` and what follows.
+
+    A piece ends with a stretch of one weight, and before an `embedding:` that comes after whitespace.
+    """
+    escaped = prompt.replace("\\)", "\0\1").replace("\\(", "\0\2")
+    for segment, weight in _segments(escaped):
+        text = segment.replace("\0\1", ")").replace("\0\2", "(")
+        for piece in re.split(rf"(?<=\s)(?={EMBEDDING})", text):
+            if piece:
+                yield piece, weight
+
+
+def read_name(text: str) -> tuple[str, str]:
+    """The name that `text`, which follows `embedding:`, starts with, and the text left over; "" for no name.
+
+    ComfyUI takes all up to whitespace, `<` or `[` for the name, less the commas around it.
+    """
+    words = text.split()
+    if not words:
+        return "", ""
+    word, leftover = words[0], " ".join(words[1:])
+    if bracket := re.search(r"[<\[]", word):
+        leftover = " ".join([word[bracket.start() :], *words[1:]])
+        word = word[: bracket.start()]
+    name = word.strip(",")
+    return name, leftover if word == name else f"{word[len(name) :]} {leftover}"
 
 
 def names_embedding(prompt: str, name: str) -> bool:
-    """Whether ComfyUI, reading `prompt` with its weights, finds `embedding:<name>` in it.
+    """Whether ComfyUI, reading `prompt` with its weights, finds `embedding:<name>` in it; see `pieces`, `read_name`.
 
-    It looks at the start of a stretch of one weight and after whitespace, and takes all up to whitespace, `<` or
-    `[` for the name, less the commas around it. A bare `embedding:` fails the whole prompt there, so it is False.
+    A bare `embedding:` fails the whole prompt there, so it is False.
     """
-    escaped = prompt.replace("\\)", "\0\1").replace("\\(", "\0\2")
-    segments = (part.replace("\0\1", ")").replace("\0\2", "(") for part in _segments(escaped))
-    words = (word for segment in segments for word in re.split(rf"(?<=\s)(?={EMBEDDING})", segment))
-    named = [word[len(EMBEDDING) :].split() for word in words if word.startswith(EMBEDDING)]
-    return all(named) and any(re.split(r"[<\[]", parts[0])[0].strip(",") == name for parts in named)
+    named = [piece[len(EMBEDDING) :] for piece, _ in pieces(prompt) if piece.startswith(EMBEDDING)]
+    return all(text.strip() for text in named) and any(read_name(text)[0] == name for text in named)

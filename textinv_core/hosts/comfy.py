@@ -7,7 +7,6 @@ what a family conditions on besides text, its noise schedule and prediction type
 import copy
 import hashlib
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -26,7 +25,8 @@ from torch import Tensor
 
 from ..embedding import Embedding
 from ..noise import NoiseSchedule
-from .base import Lookup
+from ..prompts import read_name
+from .base import Lookup, check_unweighted, check_widths
 from .weights import checkpointing, lean, ordinary_weights, replaced_method, storages, tolerating_inplace
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,11 +86,7 @@ def text_vectors(clip: Any, text: str) -> dict[str, Tensor]:
     for key, encoder in encoders(clip).items():
         windows = encoder.tokenizer.tokenize_with_weights(text, return_word_ids=True)
         tokens = [(token, weight) for window in windows for token, weight, word in window if word != 0]
-        if any(weight != 1.0 for _, weight in tokens):
-            raise ValueError(
-                f"The init text {text!r} gives some words a weight. An embedding cannot hold weights; take the "
-                r"brackets out, or write \( and \) where they belong to the text."
-            )
+        check_unweighted(text, [weight for _, weight in tokens])
         rows = [torch.empty(0, encoder.table.weight.shape[1])]
         for token, _ in tokens:
             if not torch.is_tensor(token):
@@ -107,33 +103,16 @@ def keeps_first_tokens(clip: Any) -> bool:
 
 def check_fits(clip: Any, embedding: Embedding) -> None:
     """Raise ValueError unless `embedding` has vectors of the right width for every encoder of `clip`."""
-    wanted = widths(clip)
-    if all(key in embedding.vectors and embedding.vectors[key].shape[1] == width for key, width in wanted.items()):
-        return
-    raise ValueError(
-        f"The embedding {embedding.name!r} does not fit this CLIP: it has {embedding.shapes}, and the text encoder "
-        f"({type(clip.cond_stage_model).__name__}) takes vectors of width "
-        f"{', '.join(f'{width} for {key}' for key, width in wanted.items())}. Use it with the kind of model it was "
-        "made for, or create it with this CLIP."
-    )
+    check_widths(embedding, widths(clip), "CLIP", type(clip.cond_stage_model).__name__)
 
 
 def _try_get_embedding(host_finds: Any, name: str, vectors: Iterator[Tensor], text: str) -> tuple[Any, str, str]:
     """`SDTokenizer._try_get_embedding`, for one more name: vectors, name, and the text left over.
 
-    The rules for where a name ends are the host's. vectors: yields what to put, occurrence by occurrence.
+    vectors: yields what to put, occurrence by occurrence.
     """
-    words = text.split()
-    if not words:
-        return host_finds(text)
-    word, leftover = words[0], " ".join(words[1:])
-    if bracket := re.search(r"[<\[]", word):
-        leftover = " ".join([word[bracket.start() :], *words[1:]])
-        word = word[: bracket.start()]
-    bare = word.strip(",")
-    if bare != name:
-        return host_finds(text)
-    return next(vectors), word, leftover if word == name else f"{word[len(bare) :]} {leftover}"
+    found, leftover = read_name(text)
+    return (next(vectors), found, leftover) if found == name else host_finds(text)
 
 
 def tokenizer_with(clip: Any, name: str, lookup: Lookup) -> Any:

@@ -1,0 +1,463 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+from textinv_core.dataset import Example  # noqa: E402
+from textinv_core.embedding import Embedding  # noqa: E402
+from textinv_core.hosts import diffusers as host  # noqa: E402
+from textinv_core.training.loop import train  # noqa: E402
+from textinv_core.training.loss import prediction_loss  # noqa: E402
+from textinv_core.training.settings import TrainSettings  # noqa: E402
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz,.:()"
+WINDOW = 16
+PLAIN = ["a cat, on grass", "", "very"]
+
+
+def save_tokenizer(folder: Path):
+    """One token a letter; the last one of each word is another than inside."""
+    folder.mkdir(parents=True)
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": WINDOW}))
+
+
+def text_config(width: int, act: str) -> "transformers.CLIPTextConfig":
+    count = 2 * len(LETTERS)
+    return transformers.CLIPTextConfig(
+        vocab_size=count + 2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=WINDOW,
+        hidden_act=act,
+        projection_dim=width,
+        bos_token_id=count,
+        eos_token_id=count + 1,
+    )
+
+
+def save_pipeline(folder: Path, xl: bool, prediction: str) -> Path:
+    """A small random pipeline as diffusers saves one."""
+    torch.manual_seed(0)
+    save_tokenizer(folder / "words")
+    parts = {
+        "vae": diffusers.AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            norm_num_groups=4,
+            scaling_factor=0.5,
+        ),
+        "text_encoder": transformers.CLIPTextModel(text_config(8, "quick_gelu")),
+        "tokenizer": transformers.CLIPTokenizer.from_pretrained(folder / "words"),
+        "scheduler": diffusers.DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction,
+            steps_offset=1, clip_sample=False,
+        ),
+    }  # fmt: skip
+    unet = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "layers_per_block": 1,
+        "cross_attention_dim": 8,
+    }
+    if xl:
+        parts["text_encoder_2"] = transformers.CLIPTextModelWithProjection(text_config(12, "gelu"))
+        parts["tokenizer_2"] = transformers.CLIPTokenizer.from_pretrained(folder / "words")
+        unet |= {"cross_attention_dim": 20, "addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+        unet |= {"projection_class_embeddings_input_dim": 12 + 6 * 4}
+        parts["unet"] = diffusers.UNet2DConditionModel(**unet)
+        pipe = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        parts["unet"] = diffusers.UNet2DConditionModel(**unet)
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = diffusers.StableDiffusionPipeline(**parts, **none)
+    for encoder in filter(None, (pipe.text_encoder, getattr(pipe, "text_encoder_2", None))):
+        for weight in encoder.parameters():  # random ones are so small that prompts hardly differ
+            weight.data = weight.data * 3 if weight.ndim == 2 else weight.data + 0.1 * torch.randn_like(weight)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pipelines")
+    return {
+        "sd": save_pipeline(root / "sd", False, "epsilon"),
+        "sd_v": save_pipeline(root / "sd_v", False, "v_prediction"),
+        "sdxl": save_pipeline(root / "sdxl", True, "epsilon"),
+    }
+
+
+@pytest.fixture(params=["sd", "sd_v", "sdxl"])
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def pipe(folders, kind):
+    return host.load(folders[kind])
+
+
+@pytest.fixture
+def sdxl(folders):
+    return host.load(folders["sdxl"])
+
+
+@pytest.fixture
+def sd(folders):
+    return host.load(folders["sd"])
+
+
+def theirs(folder: Path):
+    """The same model, read by diffusers itself."""
+    return diffusers.DiffusionPipeline.from_pretrained(folder)
+
+
+def vectors(pipe, n: int = 3, seed: int = 1) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {key: 0.1 * torch.randn(n, width, generator=generator) for key, width in host.widths(pipe).items()}
+
+
+def encode(pipe, prompts: list[str], rows=None, embeddings=()) -> list[host.Condition]:
+    rows = rows or vectors(pipe)
+    latents = [torch.zeros(4, 8, 6)] * len(prompts)
+    with torch.no_grad(), host.trainable(pipe, embeddings) as model, torch.no_grad():
+        return model.conditions(prompts, "my-dog", [lambda key, _: rows[key]] * len(prompts), latents)
+
+
+def same(ours: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(ours, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
+
+
+def same_conditions(ours: host.Condition, expected: host.Condition) -> bool:
+    return all(a is b is None or same(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+# --- against diffusers itself
+
+
+def test_prompts_are_encoded_as_by_the_pipeline(pipe, folders, kind):
+    ours = encode(pipe, PLAIN)
+    for prompt, condition in zip(PLAIN, ours, strict=True):
+        expected = theirs(folders[kind]).encode_prompt(
+            prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        assert same(condition.text, expected[0])
+        if kind == "sdxl":
+            assert same(condition.pooled, expected[2])
+    assert not same(ours[0].text, ours[1].text)
+
+
+def test_sizes_are_those_of_the_pipeline(sdxl, folders):
+    [condition] = encode(sdxl, ["a"])
+    size = (64, 48)  # of a latent of 8x6 cells
+    expected = theirs(folders["sdxl"])._get_add_time_ids(size, (0, 0), size, torch.float32, 12)
+    assert torch.equal(condition.sizes, expected)
+
+
+def test_noise_and_target_are_the_scheduler_s(pipe, folders, kind):
+    scheduler = theirs(folders[kind]).scheduler
+    generator = torch.Generator().manual_seed(2)
+    latent, gaussian = torch.randn(2, 3, 4, 4, 4, generator=generator)
+    t = torch.tensor([0, 400, 999])
+    with host.trainable(pipe) as model:
+        schedule = model.noise_schedule
+    noisy = scheduler.add_noise(latent, gaussian, t)
+    assert same(schedule.add_noise(latent, gaussian, t), noisy)
+    target = scheduler.get_velocity(latent, gaussian, t) if kind == "sd_v" else gaussian
+    assert same(schedule.target(latent, gaussian, t), target)
+
+
+def test_pictures_are_those_of_the_pipeline(pipe, folders, kind):
+    reference = theirs(folders[kind])
+    reference.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    reference.set_progress_bar_config(disable=True)
+    noise = torch.stack([torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)])
+    size = {"width": 16, "height": 24}
+    more = {"original_size": (96, 64), "target_size": (96, 64)} if kind == "sdxl" else {}  # sizes, as for real VAEs
+    expected = reference(
+        ["a cat"] * 2, negative_prompt=["dog"] * 2, latents=noise, num_inference_steps=5, guidance_scale=4.0,
+        output_type="pt", **size, **more,
+    ).images  # fmt: skip
+    ours = host.generate(pipe, "a cat", [], negative="dog", **size, steps=5, guidance=4.0, seeds=[3, 4])
+    assert ours.shape == (2, 24, 16, 3) and ours.dtype == torch.float32
+    assert 0 <= ours.min() < ours.max() <= 1
+    assert torch.allclose(ours, expected.movedim(1, -1), atol=1e-4)
+
+
+# --- prompts
+
+
+def test_an_embedding_made_of_a_text_encodes_as_the_text(pipe):
+    rows = host.text_vectors(pipe, "cat")
+    assert {key: value.shape[0] for key, value in rows.items()} == dict.fromkeys(host.widths(pipe), 3)
+    prompts = ["a embedding:my-dog, so", "embedding:my-dog embedding:my-dog", "embedding:my-dog<x"]
+    texts = ["a cat, so", "cat cat", "cat x"]
+    for ours, expected in zip(encode(pipe, prompts, rows)[:2], encode(pipe, texts[:2]), strict=True):
+        assert same_conditions(ours, expected)
+
+
+def test_occurrences_are_counted_for_each_prompt_and_encoder(sdxl):
+    asked = []
+
+    def lookup(key, occurrence):
+        asked.append((key, occurrence))
+        return vectors(sdxl)[key]
+
+    with host.trainable(sdxl) as model:
+        model.conditions(["embedding:my-dog embedding:my-dog", "embedding:my-dog"], "my-dog", [lookup] * 2,
+                         [torch.zeros(4, 8, 8)] * 2)  # fmt: skip
+    assert asked == [(key, occurrence) for key in ("clip_l", "clip_g") for occurrence in (0, 1, 0)]
+
+
+def test_other_embeddings(sd, caplog):
+    other = Embedding("other", vectors(sd, 2, seed=7))
+    named, expected = "a embedding:other", "a embedding:my-dog"
+    [ours] = encode(sd, [named], embeddings=[other])
+    assert same_conditions(ours, encode(sd, [expected], dict(other.vectors))[0])
+    with caplog.at_level(logging.WARNING, "textinv"):
+        [ours] = encode(sd, ["a embedding:unknown"])
+    assert "'unknown'" in caplog.text
+    assert same_conditions(ours, encode(sd, ["a"])[0])
+
+
+def test_windows_follow_one_another(sd):
+    first, second = "a" * (WINDOW - 2), "bcd"
+    [both] = encode(sd, [first + second])
+    assert both.text.shape == (1, 2 * WINDOW, 8)
+    # The last letter of a word is another token than inside, so the first window is not that of a word of its own.
+    assert same(both.text[:, WINDOW:], encode(sd, [second])[0].text)
+
+
+def test_an_encoder_with_more_vectors_may_have_a_window_more(sdxl):
+    rows = vectors(sdxl) | {"clip_g": vectors(sdxl, WINDOW)["clip_g"]}
+    [condition] = encode(sdxl, ["embedding:my-dog"], rows)
+    assert condition.text.shape == (1, WINDOW, 20)
+
+
+def test_weights_move_away_from_the_empty_prompt(sd):
+    plain, weighted, empty = (c.text for c in encode(sd, ["ab cd", "ab (cd:1.5)", ""]))
+    expected = plain.clone()
+    expected[:, 3:5] += 0.5 * (plain - empty)[:, 3:5]
+    assert same(weighted, expected)
+    literal, group = (c.text for c in encode(sd, [r"\(cd:1.5\)", "(cd:1.5)"]))
+    assert not same(literal, group)
+
+
+def test_text_with_weights_makes_no_vectors(pipe):
+    with pytest.raises(ValueError, match="gives some words a weight"):
+        host.text_vectors(pipe, "a (cat:1.2)")
+    assert all(rows.shape == (0, host.widths(pipe)[key]) for key, rows in host.text_vectors(pipe, "").items())
+
+
+def test_prompts_of_different_lengths_in_one_batch(pipe):
+    prompts = ["a embedding:my-dog", "b" * 40 + " embedding:my-dog", "c" * 20]
+    conditions = encode(pipe, prompts)
+    assert [c.text.shape[1] // WINDOW for c in conditions] == [1, 4, 2]
+    noisy = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(3))
+    t = torch.tensor([5, 500, 900])
+    with host.trainable(pipe) as model, torch.no_grad():
+        together = model.predict(noisy, t, conditions)
+        alone = [model.predict(noisy[i : i + 1], t[i : i + 1], [conditions[i]]) for i in range(3)]
+    assert same(together, torch.cat(alone))
+    for prompt, condition in zip(prompts, conditions, strict=True):
+        assert same_conditions(condition, encode(pipe, [prompt])[0])
+
+
+# --- embeddings and words
+
+
+def test_keys_and_widths(sd, sdxl):
+    assert host.widths(sd) == {"clip_l": 8}
+    assert host.widths(sdxl) == {"clip_l": 8, "clip_g": 12}
+    assert host.keeps_first_tokens(sd) and host.keeps_first_tokens(sdxl)
+
+
+def test_an_encoder_of_sd2_s_width_is_clip_h(sd):
+    sd.text_encoder = transformers.CLIPTextModel(text_config(1024, "gelu"))
+    assert host.widths(sd) == {"clip_h": 1024}
+    assert not host.keeps_first_tokens(sd)
+
+
+def test_embeddings_that_do_not_fit(sdxl):
+    host.check_fits(sdxl, Embedding("good", vectors(sdxl)))
+    for bad in ({"clip_l": torch.zeros(1, 8)}, {"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(1, 8)}):
+        with pytest.raises(ValueError, match=r"does not fit this model: .* 8 for clip_l, 12 for clip_g"):
+            host.check_fits(sdxl, Embedding("bad", bad))
+        with pytest.raises(ValueError, match="'bad' does not fit"):
+            host.generate(sdxl, "a", [Embedding("bad", bad)], width=16, height=16, seeds=[0])
+
+
+def test_nearest_words(sdxl):
+    rows = {key: value * 3 for key, value in host.text_vectors(sdxl, "ab").items()}
+    found = host.nearest_words(sdxl, Embedding("e", rows), 2)
+    for key in ("clip_l", "clip_g"):
+        (first, second), (last, _) = found[key]
+        assert (first[0], last[0]) == ("a-", "b")
+        assert first[1] == pytest.approx(1, abs=1e-5)
+        assert -1 <= second[1] < first[1]
+    every = host.nearest_words(sdxl, Embedding("e", rows), 1000)["clip_l"][0]
+    assert {word for word, similarity in every if similarity > -2} == {*LETTERS, *(f"{c}-" for c in LETTERS)}
+
+
+# --- pictures
+
+
+def test_latents(pipe):
+    image = torch.rand(16, 12, 4, generator=torch.Generator().manual_seed(1))
+    assert host.latent_multiple(pipe) == 2
+    [latent], [again] = (host.encode_images(pipe, [image]) for _ in range(2))
+    assert latent.shape == (4, 8, 6) and latent.dtype == torch.float32
+    assert torch.equal(latent, again)
+    with torch.no_grad():
+        mean = pipe.vae.encode(image[None, ..., :3].movedim(-1, 1) * 2 - 1).latent_dist.mean
+    assert torch.equal(latent, 0.5 * mean[0])
+
+
+def test_a_picture_depends_on_its_own_seed_alone(pipe):
+    def make(*seeds):
+        return host.generate(pipe, "a cat", [], width=16, height=16, steps=3, seeds=seeds)
+
+    three = make(5, 6, 5)
+    assert torch.allclose(three[0], three[2], atol=1e-5)
+    assert torch.allclose(make(6)[0], three[1], atol=1e-5)
+    assert not torch.allclose(three[0], three[1], atol=1e-2)
+    random_state = torch.get_rng_state()
+    make(5)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_pictures_with_embeddings(pipe):
+    def make(prompt, *embeddings, **more):
+        return host.generate(pipe, prompt, embeddings, width=16, height=16, steps=2, seeds=[1], **more)
+
+    words = Embedding("my-cat", host.text_vectors(pipe, "cat"), 0)
+    assert torch.allclose(make("a embedding:my-cat", words), make("a cat"), atol=1e-5)
+    expected = make("a", negative="cat")
+    assert torch.allclose(make("a", words, negative="embedding:my-cat"), expected, atol=1e-5)
+    assert not torch.allclose(make("a"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "height"), [(15, 16), (16, 15), (0, 16)])
+def test_sizes_that_cannot_be(sd, width, height):
+    with pytest.raises(ValueError, match=f"{width}x{height} pixels .* multiples of 2"):
+        host.generate(sd, "a", [], width=width, height=height, seeds=[0])
+
+
+# --- training
+
+
+def loss_of(model, rows, prompts=("a embedding:my-dog", "embedding:my-dog so")) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(6)
+    latents = torch.randn(len(prompts), 4, 8, 6, generator=generator)
+    gaussian = torch.randn(latents.shape, generator=generator)
+    lookups = [lambda key, _: rows[key]] * len(prompts)
+    conditions = model.conditions(prompts, "my-dog", lookups, list(latents))
+    return prediction_loss(model, latents, gaussian, torch.tensor([300, 700])[: len(prompts)], conditions)
+
+
+def gradients(pipe, checkpointed: bool = False) -> list[torch.Tensor]:
+    rows = {key: value.requires_grad_() for key, value in vectors(pipe).items()}
+    with host.trainable(pipe) as model:
+        if checkpointed:
+            model.checkpoint_activations()
+        return list(torch.autograd.grad(loss_of(model, rows), list(rows.values())))
+
+
+def test_gradients_are_those_of_the_loss(pipe):
+    pipe.unet.double()
+    for encoder in host.encoders(pipe).values():
+        encoder.model.double()
+    found = gradients(pipe)
+    rows = vectors(pipe)
+    with host.trainable(pipe) as model, torch.no_grad():
+        for (key, value), gradient in zip(rows.items(), found, strict=True):
+            step = 1e-3 * gradient / gradient.norm()
+            ahead, behind = (float(loss_of(model, {**rows, key: value + sign * step})) for sign in (1, -1))
+            assert (ahead - behind) / 2e-3 == pytest.approx(float(gradient.norm()), rel=1e-2)
+
+
+def test_checkpointing_changes_no_gradient_and_runs_blocks_again(pipe):
+    runs = []
+    behind_text = [pipe.unet.mid_block, *pipe.unet.up_blocks]
+    inside = [m.conv1 for block in behind_text for m in block.modules() if type(m).__name__ == "ResnetBlock2D"]
+    hooks = [m.register_forward_hook(lambda *_: runs.append(1)) for m in inside]
+    plain = gradients(pipe)
+    once = len(runs)
+    assert once == len(inside)
+    again = gradients(pipe, checkpointed=True)
+    assert len(runs) == once + 2 * once
+    for hook in hooks:
+        hook.remove()
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=0) for a, b in zip(again, plain, strict=True))
+
+
+def test_half_precision(sdxl, folders):
+    half = host.load(folders["sdxl"], dtype=torch.bfloat16)
+    assert half.vae.dtype == torch.float32 and half.unet.dtype == torch.bfloat16
+    for rough, exact in zip(gradients(half), gradients(sdxl), strict=True):
+        assert rough.dtype == torch.float32
+        assert torch.cosine_similarity(rough.flatten(), exact.flatten(), 0) > 0.95
+    picture = host.generate(half, "a", [], width=16, height=16, steps=2, seeds=[1])
+    assert picture.dtype == torch.float32 and picture.isfinite().all()
+    with host.trainable(half) as model:
+        assert model.dtype == torch.bfloat16
+
+
+def test_everything_is_put_back(folders):
+    with torch.inference_mode():
+        pipe = host.load(folders["sdxl"])
+    pipe.unet = host.load(folders["sdxl"]).unet.requires_grad_(True).train()
+    modules = [m for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2) for m in part.modules()]
+
+    def state():
+        return [
+            (m.training, "forward" in vars(m), *((id(p), p.requires_grad) for p in m.parameters())) for m in modules
+        ]
+
+    before = state()
+    with torch.inference_mode():
+        for failing in (False, True):
+            try:
+                with host.trainable(pipe) as model:
+                    assert not any(m.training for m in modules)
+                    assert not any(p.requires_grad or p.is_inference() for m in modules for p in m.parameters())
+                    rows = {key: value.clone().requires_grad_() for key, value in vectors(pipe).items()}
+                    assert loss_of(model, rows).requires_grad
+                    model.checkpoint_activations()
+                    if failing:
+                        raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                pass
+            assert state() == before
+            assert torch.is_inference_mode_enabled()
+
+
+def test_other_predictions_are_refused(sd):
+    sd.scheduler.register_to_config(prediction_type="sample")
+    with pytest.raises(ValueError, match="'sample'"), host.trainable(sd):
+        pass
+
+
+def test_training(pipe):
+    latent = torch.randn(4, 8, 6, generator=torch.Generator().manual_seed(8))
+    examples = [Example(latent, "on grass"), Example(-latent, "in snow")]
+    embedding = Embedding("my-dog", vectors(pipe), 0)
+    settings = TrainSettings(("[name] [filewords]",), 3, "0.01", batch_size=2, gradient_checkpointing="on")
+    with host.trainable(pipe) as model:
+        *_, last = train(model, examples, embedding, settings)
+        trained = last.embedding()
+    assert all((trained.vectors[key] - rows).abs().min() > 0 for key, rows in embedding.vectors.items())

@@ -1,0 +1,216 @@
+import json
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+from textinv_core.hosts import pipelines  # noqa: E402
+
+SD1_KEYS = [
+    "model.diffusion_model.time_embed.0.weight",
+    "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+]
+SMALL_TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def connect(*_):
+        raise AssertionError("a hub was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+def save_pipeline(folder: Path, variant: str | None = None) -> Path:
+    parts = {
+        "vae": diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=1),
+        "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**SMALL_TEXT)),
+        "tokenizer": pipelines.clip_tokenizer("<|endoftext|>"),
+        "unet": diffusers.UNet2DConditionModel(
+            block_out_channels=(4,),
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            cross_attention_dim=8,
+            attention_head_dim=1,
+            norm_num_groups=1,
+        ),
+        "scheduler": diffusers.PNDMScheduler(beta_end=0.03, steps_offset=1, skip_prk_steps=True),
+    }
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    diffusers.StableDiffusionPipeline(**parts, **none).save_pretrained(folder, variant=variant)
+    return folder
+
+
+# --- what comes with the package
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "kind", "millions"),
+    [
+        # As published, by the sizes the families' weights are known to have.
+        ("sd1", "unet", diffusers.UNet2DConditionModel, 859.520964),
+        ("sd2", "unet", diffusers.UNet2DConditionModel, 865.910724),
+        ("sdxl", "unet", diffusers.UNet2DConditionModel, 2567.463684),
+        ("sd1", "vae", diffusers.AutoencoderKL, 83.653863),
+        ("sd2", "vae", diffusers.AutoencoderKL, 83.653863),
+        ("sdxl", "vae", diffusers.AutoencoderKL, 83.653863),
+        ("sd1", "text_encoder", transformers.CLIPTextModel, 123.060480),
+        ("sd2", "text_encoder", transformers.CLIPTextModel, 340.387840),
+        ("sdxl", "text_encoder", transformers.CLIPTextModel, 123.060480),
+        ("sdxl", "text_encoder_2", transformers.CLIPTextModelWithProjection, 694.659840),
+    ],
+)
+def test_the_families_have_their_sizes(family, part, kind, millions):
+    config = json.loads((pipelines.CONFIGS / family / part / "config.json").read_text())
+    with torch.device("meta"):
+        is_text = part.startswith("text")
+        model = kind(transformers.CLIPTextConfig(**config)) if is_text else kind.from_config(config)
+    assert sum(weight.numel() for weight in model.parameters()) == round(millions * 1e6)
+
+
+def test_the_tokenizer_is_clip_s():
+    tokenizer = pipelines.clip_tokenizer("<|endoftext|>")
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert len(tokenizer.get_vocab()) == 49408
+    decoded = tokenizer.decode(tokenizer("Déjà, vu!!! 1girl").input_ids[1:-1])
+    assert decoded.split() == ["déjà", ",", "vu", "!!!", "1", "girl"]
+
+
+@pytest.mark.parametrize(("pad", "expected"), [("<|endoftext|>", 49407), ("!", 0)])
+def test_padding_is_not_looked_for_in_texts(pad, expected):
+    tokenizer = pipelines.clip_tokenizer(pad)
+    assert tokenizer("a! b!!", padding="max_length").input_ids == [49406, 320, 256, 321, 748, 49407, *[expected] * 71]
+
+
+# --- folders
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_folder(tmp_path, variant):
+    pipe = pipelines.load(save_pipeline(tmp_path / "model", variant))
+    assert isinstance(pipe, diffusers.StableDiffusionPipeline)
+    read = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "model" / "unet", variant=variant)
+    expected = read.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in pipe.unet.state_dict().items())
+    assert not any(weight.requires_grad for weight in pipe.text_encoder.parameters())
+    assert torch.equal(pipe.scheduler.betas, diffusers.PNDMScheduler(beta_end=0.03).betas)
+
+
+def test_the_tokenizer_of_a_folder(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    words = ["a", "b", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    assert pipelines.load(folder).tokenizer("ab").input_ids == [4, 0, 3, 5]
+
+
+def test_folders_that_are_no_models(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
+        pipelines.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"has no model_index.json"):
+        pipelines.load(tmp_path)
+    with pytest.raises(ValueError, match="leave out the config"):
+        pipelines.load(tmp_path, tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    with pytest.raises(ValueError, match="StableDiffusion3Pipeline"):
+        pipelines.load(tmp_path)
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        pipelines.load(tmp_path)
+
+
+def test_a_damaged_folder(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cannot be read"):
+        pipelines.load(folder)
+
+
+def test_inpainting_is_refused(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    wide = diffusers.UNet2DConditionModel.from_config({**unet.config, "in_channels": 9})
+    wide.save_pretrained(folder / "unet")
+    with pytest.raises(ValueError, match=r"takes 9 channels and its VAE gives 4, as in inpainting"):
+        pipelines.load(folder)
+
+
+# --- single files
+
+
+def test_files_that_are_no_models(tmp_path):
+    file = tmp_path / "lora.safetensors"
+    for keys in (["lora_unet.weight"], SD1_KEYS[:1], SD1_KEYS[1:]):
+        save_file({key: torch.zeros(1) for key in keys}, file)
+        with pytest.raises(ValueError, match=r"no checkpoint of SD1\.x"):
+            pipelines.load(file)
+    file.write_bytes(struct.pack("<Q", 100) + b"{}")
+    with pytest.raises(ValueError, match="cannot be read"):
+        pipelines.load(file)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_files_that_are_not_what_they_say(tmp_path, suffix):
+    file = tmp_path / f"model.{suffix}"
+    weights = {key: torch.zeros(1) for key in SD1_KEYS}
+    if suffix == "ckpt":
+        torch.save({"state_dict": weights, "epoch": 3}, file)
+    else:
+        save_file(weights, file)
+    with pytest.raises(ValueError, match=rf"unet of 'model.{suffix}' is not what .* it should have \[320"):
+        pipelines.load(file)
+    config = tmp_path / "config"
+    with pytest.raises(ValueError, match=r"has no config.json"):
+        pipelines.load(file, config)
+
+
+def test_a_ckpt_that_would_run_code_is_not_opened(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    torch.save({"state_dict": {}, "callbacks": Harm()}, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match="because it could run code"):
+        pipelines.load(tmp_path / "model.ckpt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_edm_is_refused(tmp_path):
+    keys = [SD1_KEYS[0], "conditioner.embedders.1.model.ln_final.bias", "edm_vpred.sigma_max"]
+    save_file({key: torch.zeros(1) for key in keys}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="EDM"):
+        pipelines.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("family", "weights", "expected"),
+    [
+        ("sd1", {"v_pred": torch.zeros(0)}, {}),
+        ("sd2", {}, {}),
+        ("sd2", {pipelines.SD2_V_WEIGHT: torch.tensor([0.1, -0.08]).half()}, {}),
+        ("sd2", {pipelines.SD2_V_WEIGHT: torch.tensor([0.1, -0.1]).half()}, {"prediction_type": "v_prediction"}),
+        ("sdxl", {"ztsnr": torch.zeros(0)}, {}),
+        ("sdxl", {"v_pred": torch.zeros(0)}, {"prediction_type": "v_prediction"}),
+        (
+            "sdxl",
+            {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)},
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        ),
+    ],
+)
+def test_eps_or_v(family, weights, expected):
+    assert pipelines._prediction(weights, family) == expected
+    scheduler = pipelines._scheduler(pipelines.CONFIGS / family, **expected)
+    assert scheduler.config.prediction_type == expected.get("prediction_type", "epsilon")
+    last = float(scheduler.alphas_cumprod[-1])
+    assert last < 1e-6 if "rescale_betas_zero_snr" in expected else last == pytest.approx(0.00466, rel=1e-2)

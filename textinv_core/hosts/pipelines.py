@@ -1,0 +1,265 @@
+"""Model files and folders on disk -> diffusers pipelines. Nothing is ever asked of a hub.
+
+What a single file does not say (see `configs/README.md`) comes with this package.
+"""
+
+import gzip
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+CONFIGS = Path(__file__).parent / "configs"
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+
+UNET = "model.diffusion_model."
+# Family -> where its checkpoints keep the text encoders that it alone has.
+FAMILIES = {
+    "sdxl": "conditioner.embedders.1.model.",
+    "sd2": "cond_stage_model.model.",
+    "sd1": "cond_stage_model.transformer.",
+}
+# Component -> its class, in a family with two text encoders. CLIP-L of SDXL has no use for a projection.
+TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+
+# What ComfyUI tells v from eps by in SD2 (SD20.model_type in its supported_models.py): this weight's spread.
+SD2_V_WEIGHT = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+SD2_V_SPREAD = 0.09
+
+
+def load(
+    path: Path, config: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """Read an SD1.x, SD2.x or SDXL model, ready to be trained on.
+
+    path: a folder in diffusers' layout, or a single file as the families were published in (`.safetensors`, or a
+    `.ckpt` that holds nothing but weights). config: for a single file whose shapes are not its family's, a folder in
+    diffusers' layout without weights: configurations, scheduler, tokenizer (CLIP's without one).
+    dtype: of the weights, but the VAE is float32: it runs once a picture, and SDXL's overflows in half precision.
+
+    Whether a single file predicts eps or v is `config`'s to say; without one it is found as in ComfyUI: an SD2 by the
+    spread of one weight, an SDXL by the key `v_pred`, and `ztsnr` for a schedule that ends in pure noise.
+
+    Raises FileNotFoundError where there is nothing, and ValueError for what is no such model, or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if config is not None:
+            raise ValueError(f"{path} is a folder and has configurations of its own: leave out the config {config}.")
+        parts = _folder(path, dtype)
+    elif path.is_file():
+        parts = _single_file(path, config, dtype)
+    else:
+        raise FileNotFoundError(f"There is no model {path}: neither a file nor a folder.")
+    channels, expected = parts["unet"].config["in_channels"], parts["vae"].config["latent_channels"]
+    if channels != expected:
+        raise ValueError(
+            f"{path.name!r} cannot be trained on here: its UNet takes {channels} channels and its VAE gives "
+            f"{expected}, as in inpainting models. Use the model it was made from."
+        )
+    if "text_encoder_2" in parts:
+        return StableDiffusionXLPipeline(**parts, add_watermarker=False).to(device)
+    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline(**parts).to(device)
+
+
+# Folders
+
+
+def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The components in `folder`, each by the class we know, whatever its index asks to be loaded."""
+    kind = _json(folder / "model_index.json").get("_class_name")
+    if kind not in PIPELINES:
+        raise ValueError(f"{folder.name!r} holds a {kind}. Embeddings are trained here on {' or '.join(PIPELINES)}.")
+    names = list(TEXT_ENCODERS)[: 1 + (kind == "StableDiffusionXLPipeline")]
+    parts: dict[str, Any] = {}
+    try:
+        for name, model, told in (
+            ("unet", UNet2DConditionModel, {"torch_dtype": dtype}),
+            ("vae", AutoencoderKL, {"torch_dtype": torch.float32}),
+            *((name, TEXT_ENCODERS[name], {}) for name in names),
+        ):
+            files = [file.name for file in (folder / name).glob("*.safetensors")]
+            variant = "fp16" if files and all(".fp16." in file for file in files) else None
+            parts[name] = model.from_pretrained(folder / name, variant=variant, local_files_only=True, **told)
+            parts[name].requires_grad_(False).eval()
+    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"The model in {folder.name!r} cannot be read: {error}") from error
+    for name in names:
+        parts[name].to(dtype)
+    return {**parts, **_tokenizers(folder, names), "scheduler": _scheduler(folder)}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{str(file.parent)!r} has no {file.name}. A model folder is laid out as diffusers saves one."
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read as JSON: {error}. Is it whole?") from None
+
+
+def _scheduler(folder: Path, **changed: Any) -> Any:
+    """DPM-Solver++ (Lu et al. 2022), order 2, with the noise schedule and prediction type `folder` tells of."""
+    told = {**_json(folder / "scheduler" / "scheduler_config.json"), **changed}
+    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    kept += ("timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
+    return DPMSolverMultistepScheduler.from_config({key: told[key] for key in kept if key in told})
+
+
+def _tokenizers(folder: Path, text_encoders: list[str]) -> dict[str, Any]:
+    """Those in `folder`, else CLIP's own."""
+    found = {}
+    for text_encoder in text_encoders:
+        name = text_encoder.replace("text_encoder", "tokenizer")
+        # CLIP of OpenAI pads with the end token; OpenCLIP with 0, which is "!".
+        is_openai = _json(folder / text_encoder / "config.json").get("hidden_act") == "quick_gelu"
+        found[name] = clip_tokenizer("<|endoftext|>" if is_openai else "!")
+        if (folder / name).is_dir():
+            own: Any = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
+            # Where "!" pads, published folders have the tokenizer treat every "!" in a text as padding. So their own
+            # is only taken where it knows other words.
+            if own.get_vocab() != found[name].get_vocab():
+                found[name] = own
+    return found
+
+
+def _byte_letters() -> list[str]:
+    """The letters that stand for bytes in CLIP's vocabulary, in its order: printable ones for themselves, first."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = 256 - len(printable)
+    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(others)]
+
+
+def clip_tokenizer(pad: str) -> Any:
+    """The tokenizer of all published SD1.x, SD2.x and SDXL; `pad` is the token that fills windows."""
+    merges = gzip.decompress((CONFIGS / "clip_merges.txt.gz").read_bytes()).decode("utf-8")
+    letters = _byte_letters()
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words += [pair.replace(" ", "") for pair in merges.splitlines()[1:]]  # the first line is a version
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    with TemporaryDirectory() as folder:
+        Path(folder, "merges.txt").write_text(merges, encoding="utf-8")
+        Path(folder, "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}), encoding="utf-8")
+        tokenizer: Any = CLIPTokenizer.from_pretrained(folder, model_max_length=77, local_files_only=True)
+    tokenizer.pad_token = pad  # set now, it is not looked for in texts
+    return tokenizer
+
+
+# Single files
+
+
+def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[str, Any]:
+    weights = _weights(path)
+    family = _family(weights, path.name)
+    folder = CONFIGS / family if config is None else Path(config)
+    names = list(TEXT_ENCODERS)[: 1 + (family == "sdxl")]
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(_json(folder / "unet" / "config.json"))
+        vae: Any = AutoencoderKL.from_config(_json(folder / "vae" / "config.json"))
+        texts: dict[str, Any] = {name: TEXT_ENCODERS[name](_text_config(folder / name)) for name in names}
+    found = {
+        "unet": convert_ldm_unet_checkpoint(weights, unet.config),
+        "vae": convert_ldm_vae_checkpoint(weights, vae.config),
+    }
+    for name, model in texts.items():
+        is_open_clip = family == "sd2" or name == "text_encoder_2"
+        found[name] = (
+            convert_open_clip_checkpoint(model, weights, FAMILIES[family])
+            if is_open_clip
+            else convert_ldm_clip_checkpoint(weights)
+        )
+        # Counts places up to the window's end; in no file, and on no device yet.
+        positions = torch.arange(model.config.max_position_embeddings)[None]
+        getattr(model, "text_model", model).embeddings.register_buffer("position_ids", positions, persistent=False)
+    parts = {"unet": unet, "vae": vae, **texts}
+    for name, model in parts.items():
+        _fill(model, found[name], torch.float32 if name == "vae" else dtype, f"{name} of {path.name!r}", config)
+    changed = _prediction(weights, family) if config is None else {}
+    return {**parts, **_tokenizers(folder, names), "scheduler": _scheduler(folder, **changed)}
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Old checkpoints are pickles, which may run code; torch reads only those that need none.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (SafetensorError, EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path.name!r} cannot be read: {str(error).splitlines()[0]} Is it whole, and a .safetensors? A .ckpt that "
+            "holds more than weights is not opened, because it could run code; get the model as .safetensors."
+        ) from error
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def _family(weights: Mapping[str, Tensor], file: str) -> str:
+    has_unet = any(key.startswith(UNET) for key in weights)
+    found = [name for name, prefix in FAMILIES.items() if any(key.startswith(prefix) for key in weights)]
+    if not (has_unet and found):
+        raise ValueError(
+            f"{file!r} is no checkpoint of SD1.x, SD2.x or SDXL: it lacks the UNet or the text encoders they have. "
+            "Give a file with the whole model, or a folder as diffusers saves one."
+        )
+    if any(key.startswith("edm_") for key in weights):
+        raise ValueError(f"{file!r} is an EDM model, whose noise diffusers cannot describe. Train on it in ComfyUI.")
+    return found[0]
+
+
+def _prediction(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
+    """What the weights say about prediction type and noise schedule; see `load`."""
+    v = {"prediction_type": "v_prediction"}
+    if family == "sd2":
+        bias = weights.get(SD2_V_WEIGHT)
+        return v if bias is not None and bias.float().std(unbiased=False) > SD2_V_SPREAD else {}
+    if family == "sdxl" and "v_pred" in weights:
+        return v | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if "ztsnr" in weights else {})
+    return {}
+
+
+def _text_config(folder: Path) -> CLIPTextConfig:
+    _json(folder / "config.json")  # transformers would look for a missing one elsewhere
+    return CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _fill(
+    model: torch.nn.Module, found: Mapping[str, Tensor], dtype: torch.dtype, what: str, config: Path | None
+) -> None:
+    """Put `found`, named as in diffusers, into the empty `model`. Raises ValueError where it does not fit."""
+    # Some versions of transformers, and some checkpoints, leave this part of the name out.
+    found = {name.removeprefix("text_model."): weight for name, weight in found.items()}
+    filled = {}
+    for name, empty in model.state_dict().items():
+        weight = found.get(name.removeprefix("text_model."))
+        if weight is None or weight.shape != empty.shape:
+            is_there = "is not there" if weight is None else f"has shape {list(weight.shape)}"
+            advice = "Give a folder with its configurations as config" if config is None else "Correct the config"
+            raise ValueError(
+                f"The {what} is not what its configuration says: {name} {is_there}, it should have "
+                f"{list(empty.shape)}. {advice}, or check that the file is whole."
+            )
+        filled[name] = weight.to(dtype).contiguous()
+    model.load_state_dict(filled, assign=True)
+    model.requires_grad_(False).eval()
