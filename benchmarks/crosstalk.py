@@ -1,59 +1,76 @@
 """Whether shuffling the vectors while they learn keeps one part's colour from turning up on another.
 
     python benchmarks/crosstalk.py --folder FOLDER
-    python benchmarks/crosstalk.py --folder FOLDER --partial
 
 Every mode of `ShuffleConfig` with 1, 2, 4 and 8 vectors, over `characters` x `seeds`: the toy world's held-out
 characters, whose parts all have different colours, so that a wrong colour says where it came from. `crossed` is the
-share of pictures in which some part has the colour of another part of the character. All lessons of a row are compared
-with the same lessons without shuffling, pair by pair; intervals are 95 % bootstraps over characters, as lessons of one
-character are not independent. `--partial` asks what the vectors hold one by one: pictures of prompts with the first
-half, and the last half, of a trained embedding's vectors.
+share of pictures in which some part has the colour of another part of the character, `right` the share of parts with
+their own colour, `edited` the share of pictures that follow a change asked for by prompt, and `kept` that of the other
+parts right in those; `half crossed` and `half right` are the same for pictures of prompts with the first or the last
+half of the vectors alone. Each mode is compared with no shuffling, lesson by lesson. Intervals are 95 % bootstraps
+over characters, as lessons of one character are not independent.
+
+Modes that put the vectors in the very same orders are taught once: `dynamic` is `all` with 2 vectors, `between` with 4
+and more, and `progressive` without unlocking is `between`; none but `off` does anything with 1, and only `all` with 2.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from lessons import PARTS, Lesson, accuracy, arguments, teach_all
 
 VECTORS = (1, 2, 4, 8)
-MODES: dict[str, dict[str, Any]] = {
-    **{mode: {"mode": mode} for mode in ("off", "all", "trailing", "leading", "between", "progressive", "dynamic")},
-    # Unlocked one by one over the first two thirds of the training, as it was meant to be used.
-    "progressive, unlocking": {"mode": "progressive", "progressive_words": True},
-    "all, unlocking": {"mode": "all", "progressive_words": True},
+# Mode -> its settings, and the fewest vectors with which it is a mode of its own.
+MODES: dict[str, tuple[dict[str, Any], int]] = {
+    "off": ({}, 1),
+    "all": ({"mode": "all"}, 2),
+    "trailing": ({"mode": "trailing"}, 4),
+    "leading": ({"mode": "leading"}, 4),
+    "between": ({"mode": "between"}, 4),
+    # Unlocked one by one over the first two thirds of the training.
+    "off, unlocking": ({"progressive_words": True}, 2),
+    "all, unlocking": ({"mode": "all", "progressive_words": True}, 2),
+    "progressive, unlocking": ({"mode": "progressive", "progressive_words": True}, 4),
 }
-STEPS = 300
-
-
-def differs_from_off(mode: str, vectors: int) -> bool:
-    """Whether a mode does anything with so many vectors; see the table in `shuffle.ShuffleConfig`."""
-    least = {"off": 1, "all": 2, "trailing": 3, "leading": 3, "between": 4, "progressive": 4, "dynamic": 2}
-    return vectors >= (2 if "unlocking" in mode else least[mode])
+STEPS, BATCH = 150, 4
 
 
 def lesson(mode: str, vectors: int, character: int, seed: int) -> Lesson:
-    shuffle = dict(MODES[mode])
-    if "unlocking" in mode:
+    shuffle = dict(MODES[mode][0])
+    if "progressive_words" in shuffle:
         shuffle["unlock_every"] = max(1, 2 * STEPS // 3 // vectors)
-    return Lesson(character, vectors=vectors, seed=seed, shuffle=shuffle, looks=(STEPS,))
+    settings = {"batch_size": BATCH}
+    return Lesson(character, vectors, seed, settings=settings, shuffle=shuffle, looks=(STEPS,), halves=vectors > 1)
 
 
-def crossed(found: Mapping[str, Any]) -> np.ndarray:
-    """For each picture, which part shows which part's colour, bool [pictures, parts, parts]; never [_, i, i]."""
+def same_colours(found: Mapping[str, Any]) -> np.ndarray:
+    """Whether a part shows the colour that a part should have, bool [pictures, parts shown, parts that have it]."""
     shown, own = np.array(found["shown"], dtype=object), np.array(found["own"], dtype=object)
-    same = (shown[:, :, None] == own) & np.array([colour is not None for colour in own])
-    return same & ~np.eye(len(own), dtype=bool)
+    return shown[:, :, None] == own
 
 
-FIGURES = {
-    "crossed": lambda found: crossed(found).any((1, 2)).mean(),
+def crossed(found: Mapping[str, Any]) -> float:
+    """The share of pictures in which a part shows another's colour; having no hat is not a colour."""
+    colours = np.array([colour is not None for colour in found["own"]])
+    return float((same_colours(found) & colours & ~np.eye(len(colours), dtype=bool)).any((1, 2)).mean())
+
+
+def of_halves(figure: Callable[[dict], float]) -> Callable[[Mapping[str, Any]], float]:
+    """A figure of the pictures made with half of the vectors; of all pictures where there is one vector."""
+    return lambda found: float(
+        np.mean([figure({"own": found["own"], "shown": half}) for half in found.get("halves", [found["shown"]])])
+    )
+
+
+FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "crossed": crossed,
     "right": accuracy,
-    "edited": lambda found: np.mean(found["edited"]),
-    "kept": lambda found: np.mean([right for each in found["kept"] for right in each]),
+    "edited": lambda found: float(np.mean(found["edited"])),
+    "kept": lambda found: float(np.mean(found["kept"])),
+    "half crossed": of_halves(crossed),
+    "half right": of_halves(accuracy),
 }
 
 
@@ -73,23 +90,18 @@ def points(values: np.ndarray, sign: bool = False) -> str:
 
 def confusion(found: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """[parts, parts + 1]: how often a part (row) shows the colour of a part (column), or in the last none of them."""
-    table = np.zeros((len(PARTS), len(PARTS) + 1))
-    for each in found:
-        shown, own = np.array(each["shown"], dtype=object), np.array(each["own"], dtype=object)
-        same = shown[:, :, None] == own
-        table[:, :-1] += same.sum(0)
-        table[:, -1] += (~same.any(2)).sum(0)
-    return table / table.sum(1, keepdims=True)
+    same = np.concatenate([same_colours(each) for each in found])
+    return np.concatenate([same.mean(0), (~same.any(2)).mean(0)[:, None]], axis=1)
 
 
 def main() -> None:
     given = arguments(__doc__).parse_args()
-    cells = [(mode, n) for n in VECTORS for mode in MODES if mode == "off" or differs_from_off(mode, n)]
     names = list(MODES)
+    cells = [(mode, n) for n in VECTORS for mode in MODES if n >= MODES[mode][1]]
     lessons = {
         f"{names.index(mode)}-{n}-{character}-{seed}": lesson(mode, n, character, seed)
-        for character in range(given.characters)
         for seed in range(given.seeds)
+        for character in range(given.characters)
         for mode, n in cells
     }
     found = teach_all(lessons, given.folder, given.processes)
@@ -100,24 +112,24 @@ def main() -> None:
             for character in range(given.characters)
         ]
 
-    print(f"{given.characters} characters x {given.seeds} seeds, {STEPS} steps; percent (95 % interval)\n")
-    print("| vectors | mode | crossed | less off | right | less off | edited | kept |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"{given.characters} characters x {given.seeds} seeds, {STEPS} steps of {BATCH}; percent (95 % interval)\n")
+    print(f"| vectors | mode | {' | '.join(FIGURES)} | crossed, less off | right, less off |")
+    print("|---" * (len(FIGURES) + 4) + "|")
     summary = []
     for mode, n in cells:
-        here, off = of(mode, n), of("off", n)
-        values = {name: np.array([[f(one) for one in row] for row in here]) for name, f in FIGURES.items()}
-        without = {name: np.array([[f(one) for one in row] for row in off]) for name, f in FIGURES.items()}
-        less = {name: points(values[name] - without[name], sign=True) if mode != "off" else "" for name in values}
-        row = [points(values["crossed"]), less["crossed"], points(values["right"]), less["right"]]
-        print(f"| {n} | {mode} | {' | '.join([*row, points(values['edited']), points(values['kept'])])} |")
-        summary.append({"vectors": n, "mode": mode, **{name: interval(v) for name, v in values.items()}})
-    print("\nWhich part's colour (column) each part (row) shows, percent of its pictures:")
+        values = {name: np.array([[f(one) for one in row] for row in of(mode, n)]) for name, f in FIGURES.items()}
+        off = {name: np.array([[f(one) for one in row] for row in of("off", n)]) for name, f in FIGURES.items()}
+        row = [points(value) for value in values.values()]
+        row += [points(values[name] - off[name], sign=True) if mode != "off" else "" for name in ("crossed", "right")]
+        print(f"| {n} | {mode} | {' | '.join(row)} |")
+        less = {f"{name}, less off": interval(values[name] - off[name]) for name in values}
+        summary.append({"vectors": n, "mode": mode, **{name: interval(v) for name, v in values.items()}, **less})
+    print("\nWhich part's colour (column) each part (row) shows, percent of the pictures:")
     for mode, n in cells:
-        print(f"\n{n} vectors, {mode}\n\n| | {' | '.join(PARTS)} | none of these |\n|---|{'---|' * (len(PARTS) + 1)}")
-        for part, row in zip(PARTS, confusion([one for seeds in of(mode, n) for one in seeds]), strict=True):
-            print(f"| {part} | {' | '.join(f'{100 * share:.1f}' for share in row)} |")
-    Path(given.folder, "summary.json").write_text(json.dumps(summary, indent=2))
+        print(f"\n{n} vectors, {mode}\n\n| | {' | '.join(PARTS)} | none of these |\n{'|---' * (len(PARTS) + 2)}|")
+        for part, shares in zip(PARTS, confusion([one for seeds in of(mode, n) for one in seeds]), strict=True):
+            print(f"| {part} | {' | '.join(f'{100 * share:.1f}' for share in shares)} |")
+    (given.folder / "summary.json").write_text(json.dumps(summary, indent=2))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def row(lessons: list[list[dict]]) -> str:
     cells = [
         percent([accuracy(look) for look in last]),
         percent([float(np.mean(look["edited"])) for look in last]),
-        percent([float(np.mean([right for each in look["kept"] for right in each])) for look in last]),
+        percent([float(np.mean(look["kept"])) for look in last]),
         count([look["step"] if look else math.inf for look in there]),
         count([look["seconds"] if look else math.inf for look in there], " s"),
         f"{sum(look is not None for look in there)}/{len(there)}",

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class Lesson:
     settings: Mapping[str, Any] = field(default_factory=dict)
     shuffle: Mapping[str, Any] = field(default_factory=dict)
     looks: tuple[int, ...] = (300,)
-    pictures: int = 16  # to judge by at each look, and as many in other surroundings
+    pictures: int = 12  # to judge by at each look, and as many in other surroundings
+    halves: bool = False  # also look at what the first and the last half of the vectors show by themselves
 
 
 @cache
@@ -79,34 +80,43 @@ def edits(character: world.Character) -> list[tuple[str, str, Any]]:
     return [*found, *((f"{world.COLOUR_NAMES[c]} shirt", "shirt", c) for c in free[:2])]
 
 
+def drawn(embedding: Embedding, words: str, seeds: Iterable[int]) -> list[world.Scene]:
+    """What pictures show whose prompt names the embedding, judged from their pixels."""
+    prompt = f"a photo of embedding:{NAME}{words}"
+    return world.judge(host.generate(pipeline(), prompt, [embedding], seeds=list(seeds), **SAMPLING))
+
+
+def colours(scene: world.Scene) -> list[int | None]:
+    return [getattr(scene, part) for part in PARTS]
+
+
 def judge(embedding: Embedding, lesson: Lesson) -> dict[str, Any]:
     """What pictures of the character show, without and with changes asked for.
 
-    right: for each picture and part whether it is right. shown: the colours judged, in the order of PARTS.
-    edited: for each picture whether what was asked for is there. kept: for those, the other parts right.
+    own, shown: the character's colours, and those judged in each picture, in the order of PARTS. edited: for each
+    picture with a change whether it is there; kept: the share of its other parts that are right. halves: `shown` with
+    half of the vectors.
     """
     character = characters()[lesson.character]
-    count = lesson.pictures
-
-    def draw(words: str, seeds: Iterable[int]) -> list[world.Scene]:
-        prompt = f"a photo of embedding:{NAME}{words}"
-        return world.judge(host.generate(pipeline(), prompt, [embedding], seeds=list(seeds), **SAMPLING))
-
-    seen = draw("", range(count))
     edited, kept = [], []
     asked = edits(character)
-    share = count // len(asked)
+    share = lesson.pictures // len(asked)
     for i, (words, attribute, value) in enumerate(asked):
-        for scene in draw(f", {words}", range(1000 + i * share, 1000 + (i + 1) * share)):
+        for scene in drawn(embedding, f", {words}", range(1000 + i * share, 1000 + (i + 1) * share)):
             edited.append(getattr(scene, attribute) == value)
-            kept.append([getattr(scene, p) == getattr(character, p) for p in PARTS if p != attribute])
-    return {
-        "right": [[getattr(scene, part) == getattr(character, part) for part in PARTS] for scene in seen],
-        "shown": [[getattr(scene, part) for part in PARTS] for scene in seen],
+            kept.append(float(np.mean([getattr(scene, p) == getattr(character, p) for p in PARTS if p != attribute])))
+    found = {
         "own": [getattr(character, part) for part in PARTS],
+        "shown": [colours(scene) for scene in drawn(embedding, "", range(lesson.pictures))],
         "edited": edited,
         "kept": kept,
     }
+    if lesson.halves:
+        [(key, rows)] = embedding.vectors.items()
+        halves = [replace(embedding, vectors={key: half}) for half in rows.tensor_split(2)]
+        seeds = range(2000, 2000 + lesson.pictures // 2)
+        found["halves"] = [[colours(scene) for scene in drawn(half, "", seeds)] for half in halves]
+    return found
 
 
 def teach(lesson: Lesson) -> list[dict[str, Any]]:
@@ -148,8 +158,8 @@ def teach_all(lessons: Mapping[str, Lesson], folder: Path, processes: int) -> di
 
 
 def accuracy(found: Mapping[str, Any]) -> float:
-    """The share of parts that are right."""
-    return float(np.mean(found["right"]))
+    """The share of parts that have their own colour."""
+    return float(np.mean([[a == b for a, b in zip(each, found["own"], strict=True)] for each in found["shown"]]))
 
 
 def interval(

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-STEPS = {"vae": 3000, "text": 1500, "unet": 5000}
+STEPS = {"vae": 3000, "text": 1500, "unet": 3600}
 BATCH = {"vae": 8, "text": 128, "unet": 64}
 RATE = {"vae": 1e-3, "text": 1e-3, "unet": 1e-3}
 SCENES = 40_000

@@ -340,6 +340,15 @@ def test_a_picture_depends_on_its_own_seed_alone(pipe):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_each_picture_may_have_its_own_prompt(pipe):
+    def make(prompt, *seeds):
+        return host.generate(pipe, prompt, [], negative="fog", width=16, height=16, steps=3, seeds=seeds)
+
+    both = make(["a cat", "a red dog"], 5, 6)
+    assert torch.allclose(both[0], make("a cat", 5)[0], atol=1e-5)
+    assert torch.allclose(both[1], make("a red dog", 6)[0], atol=1e-5)
+
+
 def test_pictures_with_embeddings(pipe):
     def make(prompt, *embeddings, **more):
         return host.generate(pipe, prompt, embeddings, width=16, height=16, steps=2, seeds=[1], **more)

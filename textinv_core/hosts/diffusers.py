@@ -160,7 +160,7 @@ def encode_images(pipe: Any, images: Sequence[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def generate(
     pipe: Any,
-    prompt: str,
+    prompt: str | Sequence[str],
     embeddings: Sequence[Embedding],
     *,
     negative: str = "",
@@ -170,11 +170,12 @@ def generate(
     guidance: float = 7.0,
     seeds: Sequence[int],
 ) -> Tensor:
-    """Pictures float32 [len(seeds), height, width, 3] in 0..1 for `prompt`, all in one batch, one a seed.
+    """Pictures float32 [len(seeds), height, width, 3] in 0..1, all in one batch, one a seed.
 
-    embeddings: those that the prompts can name. width, height: pixels, multiples of `latent_multiple`. guidance: at
-    least 1, where `negative` has no effect. DPM-Solver++ of order 2, which adds no noise on the way: a picture depends
-    on its own seed alone, up to rounding. Raises ValueError for other sizes, and as `check_fits`.
+    prompt: for all of them, or one each. embeddings: those that prompts can name. width, height: pixels, multiples of
+    `latent_multiple`. guidance: at least 1, where `negative` has no effect. DPM-Solver++ of order 2, which adds no
+    noise on the way: a picture depends on its own seed and prompt alone, up to rounding. Raises ValueError for other
+    sizes, and as `check_fits`.
     """
     multiple = latent_multiple(pipe)
     if width <= 0 or height <= 0 or width % multiple or height % multiple:
@@ -184,16 +185,17 @@ def generate(
         )
     model = DiffusersModel(pipe, embeddings, ExitStack())
     size = (pipe.unet.config.in_channels, height // multiple, width // multiple)
-    conditions = model.encode([prompt, negative], [model.known, model.known], [size[1:]] * 2)
+    count = len(seeds)
+    prompts = [prompt, negative] if isinstance(prompt, str) else [*prompt, negative]
+    *positive, unconditional = model.encode(prompts, [model.known] * len(prompts), [size[1:]] * len(prompts))
+    conditions = (positive * count if isinstance(prompt, str) else positive) + [unconditional] * count
     sampler: Any = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     sampler.set_timesteps(steps)
     noise = [torch.randn(size, generator=Generator().manual_seed(seed)) for seed in seeds]
     noisy = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
-    count = len(seeds)
     for t in sampler.timesteps:
-        twice = torch.cat([noisy, noisy])
-        both = [condition for condition in conditions for _ in seeds]
-        wanted, unwanted = model.predict(twice, t.repeat(2 * count), both).float().split(count)
+        predicted = model.predict(torch.cat([noisy, noisy]), t.repeat(2 * count), conditions)
+        wanted, unwanted = predicted.float().split(count)
         noisy = sampler.step(unwanted + guidance * (wanted - unwanted), t, noisy, return_dict=False)[0]
     vae = pipe.vae
     pixels = vae.decode((noisy / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]

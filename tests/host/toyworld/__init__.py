@@ -58,7 +58,7 @@ class ToyModel(comfy.supported_models.SD15):
 
 
 def load(folder: Path):
-    """MODEL, CLIP and VAE of a folder with `toyworld.safetensors` and its configs, as a checkpoint loader gives them."""
+    """MODEL, CLIP and VAE of a folder with `toyworld.safetensors` and its configs, as checkpoint loaders give."""
     state = comfy.utils.load_torch_file(str(folder / "toyworld.safetensors"))
     unet = json.loads((folder / "unet" / "config.json").read_text())
     vae = json.loads((folder / "vae" / "config.json").read_text())
