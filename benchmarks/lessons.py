@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).absolute().parent
-sys.path[:0] = [str(HERE / "toyworld"), str(HERE.parent)]
+sys.path.insert(0, str(HERE / "toyworld"))
 
 import torch  # noqa: E402
 import world  # noqa: E402
@@ -73,11 +73,12 @@ def created(lesson: Lesson) -> Embedding:
     return Embedding(NAME, {key: initial_vectors(r, lesson.vectors, True) for key, r in rows.items()}, 0)
 
 
-def edits(character: world.Character) -> list[tuple[str, str, Any]]:
-    """(words to add, attribute, what it must be then): backgrounds, and a shirt, of colours that are not its own."""
-    free = [c for c in range(len(world.COLOURS)) if c not in vars(character).values()]
-    found = [(f"{world.COLOUR_NAMES[c]} background", "background", c) for c in free[:2]]
-    return [*found, *((f"{world.COLOUR_NAMES[c]} shirt", "shirt", c) for c in free[:2])]
+def edits(character: world.Character) -> list[tuple[str, str, int]]:
+    """(words to add, attribute, what it must be then), with colours the character does not have; the background is one
+    it was never seen on."""
+    first, second, *_ = world.free_colours(vars(character).values())
+    asked = [("background", first), ("shirt", first), ("shirt", second), ("hat", second)]
+    return [(f"{world.COLOUR_NAMES[colour]} {part}", part, colour) for part, colour in asked]
 
 
 def drawn(embedding: Embedding, words: str, seeds: Iterable[int]) -> list[world.Scene]:

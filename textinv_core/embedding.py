@@ -7,18 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .prompts import is_number
+
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")
 # Names Windows keeps for devices, with or without an extension.
 RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10)}
-
-
-def is_number(text: str) -> bool:
-    """Whether prompt syntax would take `text` as a weight: in `(embedding:7)` the 7 is one."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def safe_name(text: str) -> str:

@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .embedding import is_number
-
 MAX_CAPTION_BYTES = 64 * 1024
 EMBEDDING = "embedding:"
 
@@ -72,6 +70,15 @@ TEMPLATES = {
     "style_filewords": tuple(f"[filewords], {line}" for line in _STYLE),
     "none": ("[filewords]",),
 }
+
+
+def is_number(text: str) -> bool:
+    """Whether prompt syntax would take `text` as a weight: in `(embedding:7)` the 7 is one."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def sidecar_caption(path: str | os.PathLike[str]) -> str | None:

@@ -7,21 +7,17 @@ what a character has by name, "no hat" and "no red shirt". About a minute on two
 """
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
-HERE = Path(__file__).absolute().parent
-sys.path.insert(0, str(HERE.parents[1]))
+import numpy as np
+import world
 
-import numpy as np  # noqa: E402
-import world  # noqa: E402
-
-from textinv_core.hosts import diffusers as host  # noqa: E402
+from textinv_core.hosts import diffusers as host
 
 SEED = 500  # of the scenes; the training's are seeded otherwise
-SHIPPED = HERE.parents[1] / "textinv_core" / "toyworld"
+SHIPPED = Path(__file__).absolute().parents[2] / "textinv_core" / "toyworld"
 
 
 def captions(count: int) -> list[tuple[world.Caption, str | None]]:

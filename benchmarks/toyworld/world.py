@@ -2,7 +2,7 @@
 words, and judged from pixels alone."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -227,14 +227,14 @@ def held_out_characters(count: int, seed: int = 1) -> list[Character]:
     return found
 
 
-def _other_colour(taken: Iterable[object], rng: np.random.Generator) -> int:
-    return int(rng.choice([c for c in range(len(COLOURS)) if c not in set(taken)]))
+def free_colours(taken: Iterable[object]) -> list[int]:
+    return [colour for colour in range(len(COLOURS)) if colour not in set(taken)]
 
 
-def pictured(character: Character, rng: np.random.Generator) -> Scene:
-    """The character somewhere, on a background of a colour it does not have, so that its outline shows."""
+def pictured(character: Character, rng: np.random.Generator, backgrounds: Sequence[int] = ()) -> Scene:
+    """The character somewhere, on one of some backgrounds, or of all colours it does not have: its outline shows."""
     return Scene(
-        background=_other_colour(vars(character).values(), rng),
+        background=int(rng.choice(backgrounds or free_colours(vars(character).values()))),
         **vars(character),
         position=str(rng.choice([*POSITIONS])),
         jitter=JITTER[rng.integers(len(JITTER))],
@@ -242,13 +242,13 @@ def pictured(character: Character, rng: np.random.Generator) -> Scene:
 
 
 def portraits(character: Character, count: int, seed: int) -> list[Scene]:
-    """Scenes to learn a character from, no two with both background and position the same; at most 9."""
+    """Scenes to learn a character from, no two alike. The first colour it does not have is never behind it: that
+    background is kept for asking for something new."""
     rng = np.random.default_rng([seed, count])
-    found: dict[tuple[int, str], Scene] = {}
+    found: dict[Scene, None] = {}
     while len(found) < count:
-        scene = pictured(character, rng)
-        found.setdefault((scene.background, scene.position), scene)
-    return list(found.values())
+        found[pictured(character, rng, free_colours(vars(character).values())[1:])] = None
+    return [*found]
 
 
 # Captions
@@ -315,7 +315,7 @@ def random_scene(rng: np.random.Generator) -> tuple[Scene, str | None]:
     scene = pictured(names[name], rng)
     while rng.random() < 0.35:
         part = str(rng.choice(["hair", "eyes", "shirt", "trousers", "hat"]))
-        colour = _other_colour([scene.background], rng)
+        colour = int(rng.choice(free_colours([scene.background])))
         scene = replace(scene, **{part: None if part == "hat" and rng.random() < 0.4 else colour})
     return scene, name
 

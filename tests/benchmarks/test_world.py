@@ -77,9 +77,10 @@ def test_held_out_characters_are_nobody_with_a_name():
         assert len({*colours}) == 5
 
 
-def test_portraits_show_one_character_in_different_places():
-    [one] = world.held_out_characters(1)
-    found = world.portraits(one, 8, 0)
-    assert len({(scene.background, scene.position) for scene in found}) == 8
-    assert all(vars(one).items() <= vars(scene).items() for scene in found)
-    assert found == world.portraits(one, 8, 0) != world.portraits(one, 8, 1)
+def test_portraits_show_one_character_and_keep_a_background_for_later():
+    for i, one in enumerate(world.held_out_characters(10)):
+        found = world.portraits(one, 8, i)
+        assert len({*found}) == 8
+        assert all(vars(one).items() <= vars(scene).items() for scene in found)
+        assert world.free_colours(vars(one).values())[0] not in {scene.background for scene in found}
+        assert found == world.portraits(one, 8, i) != world.portraits(one, 8, i + 1)

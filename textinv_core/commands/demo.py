@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..prompts import TEMPLATES
 from ..shuffle import ShuffleConfig
 from ..training.settings import TrainSettings
 from .output import Report, failing, logging_to_stderr
@@ -17,14 +18,14 @@ WORLD = Path(__file__).parents[1] / "toyworld"
 SIZE = 64
 NAME = "my-character"
 SETTINGS = TrainSettings(
-    template=("[name]", "a photo of [name]", "a picture of [name]"),
-    steps=300,
+    template=TEMPLATES["subject"],
+    steps=200,
     learning_rate="0.005",
     batch_size=4,
     save_every=0,
 )
 INIT_TEXT, VECTORS = "figure", 4
-SURROUNDINGS = ("red background", "yellow hat", "green shirt", "at the left")
+SURROUNDINGS = ("red background", "pink hat", "yellow shirt", "red background, green hat")  # in none of the pictures
 ROWS, ACROSS = 4, 2
 SAMPLING = {"width": SIZE, "height": SIZE, "steps": 20, "guidance": 4.0}
 
