@@ -30,19 +30,26 @@ MODES: dict[str, tuple[dict[str, Any], int]] = {
     "leading": ({"mode": "leading"}, 4),
     "between": ({"mode": "between"}, 4),
     # Unlocked one by one over the first two thirds of the training.
-    "off, unlocking": ({"progressive_words": True}, 2),
-    "all, unlocking": ({"mode": "all", "progressive_words": True}, 2),
+    "off, unlocking": ({"progressive_words": True}, 4),
     "progressive, unlocking": ({"mode": "progressive", "progressive_words": True}, 4),
 }
-STEPS, BATCH = 150, 4
+STEPS, BATCH = 100, 4
 
 
 def lesson(mode: str, vectors: int, character: int, seed: int) -> Lesson:
     shuffle = dict(MODES[mode][0])
     if "progressive_words" in shuffle:
-        shuffle["unlock_every"] = max(1, 2 * STEPS // 3 // vectors)
+        shuffle["unlock_every"] = 2 * STEPS // 3 // vectors
     settings = {"batch_size": BATCH}
-    return Lesson(character, vectors, seed, settings=settings, shuffle=shuffle, looks=(STEPS,), halves=vectors > 1)
+    return Lesson(
+        character,
+        vectors=vectors,
+        seed=seed,
+        settings=settings,
+        shuffle=shuffle,
+        looks=(STEPS,),
+        halves=vectors > 1,
+    )
 
 
 def same_colours(found: Mapping[str, Any]) -> np.ndarray:

@@ -1,93 +1,100 @@
-"""How well, and how soon, an embedding learns a character of the toy world: the figures that defaults are chosen by.
+"""How well, and how soon, an embedding learns in the toy world: the figures that defaults are chosen by.
 
-    python benchmarks/learning.py --folder FOLDER            # the defaults beside what the field uses
-    python benchmarks/learning.py --folder FOLDER --sweep    # one setting after another, away from the defaults
+    python benchmarks/learning.py --folder FOLDER
 
-Each row is taught `characters` x `seeds` times: eight pictures of a character the world has no name for, an embedding
-trained on them, and pictures of it judged from their pixels. `right` is the share of its five parts that are; `edited`
-the share of pictures that follow a change asked for by prompt (another background, another shirt), `kept` the share of
-its other parts right in those. `steps` and `seconds` are those until 90 % are right, `reached` how many lessons got
-there. Medians over lessons, with 95 % bootstrap intervals.
+Each row is taught `characters` x `seeds` times: eight pictures of a character the world has no name for (or in a style:
+any characters, in the same clothes before the same background), an embedding trained on them, and pictures with it
+judged from their pixels. `right` is the share of the parts that are right after all steps; `edited` the share of
+pictures that follow a change asked for by prompt, and `kept` the share of the other parts right in those. `steps` and
+`seconds` are those until 90 % were right, `reached` how many lessons got there. Medians over lessons, with 95 %
+bootstrap intervals, but for `edited`, of which the mean.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from lessons import Lesson, accuracy, arguments, interval, teach_all
 
-LOOKS = (25, 50, 100, 150, 200, 300, 400)
+LOOKS = {"subject": (50, 100, 200), "style": (100, 200, 400)}
+BASE = {"vectors": 4, "learning_rate": "0.005", "batch_size": 4}
 
-# What trainers' own documentation recommends, per step of ours: rate, batch, accumulation, vectors.
+# What trainers' own documentation recommends: rates as they are after scaling, accumulated batches as one.
 FIELD = {
-    "ours": {},
-    "diffusers": {"vectors": 1, "learning_rate": "0.002", "batch_size": 4},  # 5e-4 scaled by 4 accumulations
+    "diffusers": {"vectors": 1, "learning_rate": "0.002"},
     "invoke-training": {"vectors": 4, "learning_rate": "0.004", "batch_size": 1},
-    "onetrainer": {"vectors": 1, "learning_rate": "0.0003", "batch_size": 1},
-    "a1111": {"vectors": 1, "learning_rate": "0.005", "batch_size": 1},
+    "onetrainer": {"vectors": 1, "learning_rate": "0.0003", "batch_size": 1, "init_text": "*"},
+    "kohya": {"vectors": 4, "learning_rate": "1e-6"},
+    "a1111": {"vectors": 1, "learning_rate": "0.005", "batch_size": 1, "init_text": "*"},
 }
 SWEEP = {
-    "learning_rate": ("0.0005", "0.001", "0.002", "0.005", "0.01", "0.02", "0.02:100, 0.005:400"),
-    "vectors": (1, 2, 4, 8),
-    "batch_size": (1, 2, 4, 8),
-    "init_text": ("figure", "", "photo"),
-    "loss_weighting": ("none", "min_snr"),
-    "min_timestep": (0, 250, 500),
-    "template": ("subject", "subject_filewords"),
+    "learning_rate": ("0.001", "0.002", "0.01", "0.02"),
+    "vectors": (1, 2, 8),
+    "batch_size": (1, 2, 8),
+    "init_text": ("*", ""),
+    "loss_weighting": ("min_snr",),
+    "min_timestep": (500,),
+    "max_timestep": (500,),
+    "filewords": (True,),
 }
+STYLE = {"learning_rate": ("0.002", "0.01"), "vectors": (1, 8), "filewords": (True,)}
 
 
-def lesson(character: int, seed: int, changed: dict) -> Lesson:
-    own = {key: changed[key] for key in ("vectors", "init_text", "template") if key in changed}
-    settings = {key: value for key, value in changed.items() if key not in own}
-    return Lesson(character, seed=seed, settings=settings, looks=LOOKS, **own)
+def rows() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Label -> kind of lesson, and what is other than in BASE."""
+    found = {"subject": ("subject", {}), **{f"as {name}": ("subject", changed) for name, changed in FIELD.items()}}
+    for kind, sweep in {"subject": SWEEP, "style": STYLE}.items():
+        found[kind] = (kind, {})
+        found |= {f"{kind}, {key} {value!r}": (kind, {key: value}) for key, values in sweep.items() for value in values}
+    return found
+
+
+def lesson(kind: str, changed: dict[str, Any], character: int, seed: int) -> Lesson:
+    told = {**BASE, **changed}
+    own = {key: told.pop(key) for key in ("vectors", "init_text", "filewords") if key in told}
+    return Lesson(character, kind, seed=seed, settings=told, looks=LOOKS[kind], **own)
+
+
+def percent(values: Sequence[float], of: Any = np.median) -> str:
+    middle, low, high = (round(100 * value) for value in interval(values, of))
+    return f"{middle} ({low} to {high})"
+
+
+def until(values: Sequence[float]) -> str:
+    """Median and interval where some are infinite: lessons that did not get there in time."""
+    ordered = [f"{value:.3g}" if math.isfinite(value) else "never" for value in interval(values, np.median)]
+    return f"{ordered[0]} ({ordered[1]} to {ordered[2]})"
+
+
+def cells(lessons: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """lessons: of each, what was found at each look."""
+    last = [looks[-1] for looks in lessons]
+    there = [next((look for look in looks if accuracy(look) >= 0.9), None) for looks in lessons]
+    return [
+        percent([accuracy(look) for look in last]),
+        percent([float(np.mean(look["edited"])) for look in last], np.mean),
+        percent([float(np.mean(look["kept"])) for look in last]),
+        until([look["step"] if look else math.inf for look in there]),
+        until([look["seconds"] if look else math.inf for look in there]),
+        f"{sum(look is not None for look in there)}/{len(there)}",
+    ]
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--sweep", action="store_true")
-    given = parser.parse_args()
-    rows = FIELD if not given.sweep else {f"{k} {v!r}": {k: v} for k, values in SWEEP.items() for v in values}
+    given = arguments(__doc__).parse_args()
     lessons = {
-        f"{i}-{character}-{seed}": lesson(character, seed, changed)
-        for i, changed in enumerate(rows.values())
+        f"{i}-{character}-{seed}": lesson(kind, changed, character, seed)
+        for i, (kind, changed) in enumerate(rows().values())
         for character in range(given.characters)
         for seed in range(given.seeds)
     }
     found = teach_all(lessons, given.folder, given.processes)
-    print(f"{given.characters} characters x {given.seeds} seeds, {max(LOOKS)} steps a lesson\n")
-    print("| setting | right | edited | kept | steps to 90 % | seconds to 90 % | reached |")
+    print(f"{given.characters} characters x {given.seeds} seeds, {LOOKS} steps, else as the first row: {BASE}\n")
+    print("| setting | right % | edited % | kept % | steps to 90 % | seconds to 90 % | reached |")
     print("|---|---|---|---|---|---|---|")
-    for i, name in enumerate(rows):
-        print(f"| {name} | {row([looks for key, looks in found.items() if key.startswith(f'{i}-')])} |")
-
-
-def percent(values: list[float]) -> str:
-    middle, low, high = (round(100 * value) for value in interval(values, np.median))
-    return f"{middle} % ({low} to {high})"
-
-
-def count(values: list[float], unit: str = "") -> str:
-    """Median and interval where some are infinite: lessons that did not get there in time."""
-    middle, low, high = (
-        f"{value:.3g}{unit}" if math.isfinite(value) else f"over {max(LOOKS)}" if not unit else "-"
-        for value in interval(values, np.median)
-    )
-    return f"{middle} ({low} to {high})"
-
-
-def row(lessons: list[list[dict]]) -> str:
-    """lessons: of each, what was found at each look."""
-    last = [looks[-1] for looks in lessons]
-    there = [next((look for look in looks if accuracy(look) >= 0.9), None) for looks in lessons]
-    cells = [
-        percent([accuracy(look) for look in last]),
-        percent([float(np.mean(look["edited"])) for look in last]),
-        percent([float(np.mean(look["kept"])) for look in last]),
-        count([look["step"] if look else math.inf for look in there]),
-        count([look["seconds"] if look else math.inf for look in there], " s"),
-        f"{sum(look is not None for look in there)}/{len(there)}",
-    ]
-    return " | ".join(cells)
+    for i, label in enumerate(rows()):
+        print(f"| {label} | {' | '.join(cells([v for key, v in found.items() if key.startswith(f'{i}-')]))} |")
 
 
 if __name__ == "__main__":

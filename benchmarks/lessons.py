@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import world  # noqa: E402
 
 from textinv_core.dataset import Example  # noqa: E402
-from textinv_core.embedding import Embedding, initial_vectors  # noqa: E402
+from textinv_core.embedding import Embedding, create_embedding  # noqa: E402
 from textinv_core.files import write_atomically  # noqa: E402
 from textinv_core.hosts import diffusers as host  # noqa: E402
 from textinv_core.prompts import TEMPLATES  # noqa: E402
@@ -33,23 +33,65 @@ TOYWORLD = HERE.parent / "textinv_core" / "toyworld"
 NAME = "somebody"
 PARTS = ("hair", "eyes", "shirt", "trousers", "hat")  # what a character has; the background is the picture's
 PICTURES = 8  # to learn from
-SAMPLING = {"width": world.SIZE, "height": world.SIZE, "steps": 15, "guidance": 4.0}
+SAMPLING = {"width": world.SIZE, "height": world.SIZE, "steps": 10, "guidance": 4.0}
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is taught and how; all of it decides the result, with `looks`, the steps after which it is looked at."""
+    """What is taught and how; all of it decides the result, with `looks`, the steps after which it is looked at.
 
-    character: int  # which of the held-out ones
+    kind: `subject`, one character in different places; or `style`, different characters, always in the same clothes
+        before the same background.
+    """
+
+    character: int  # which of the held-out ones; for a style, the one whose clothes they are
+    kind: str = "subject"
     vectors: int = 4
     seed: int = 0
     init_text: str = "figure"
-    template: str = "subject"  # with `_filewords`, captions tell of background and position
+    filewords: bool = False  # whether captions tell what the pictures do not have in common
     settings: Mapping[str, Any] = field(default_factory=dict)
     shuffle: Mapping[str, Any] = field(default_factory=dict)
-    looks: tuple[int, ...] = (300,)
-    pictures: int = 12  # to judge by at each look, and as many in other surroundings
+    looks: tuple[int, ...] = (200,)
+    pictures: int = 8  # to judge by at each look, and as many with changes
     halves: bool = False  # also look at what the first and the last half of the vectors show by themselves
+
+    @property
+    def own(self) -> dict[str, int | None]:
+        """Part -> the colour to be learnt, which all pictures show."""
+        character = characters()[self.character]
+        if self.kind == "subject":
+            return {part: getattr(character, part) for part in PARTS}
+        return {"background": self.free[0], "shirt": character.shirt, "trousers": character.trousers}
+
+    @property
+    def free(self) -> list[int]:
+        """Colours that are none of the character's."""
+        return world.free_colours(vars(characters()[self.character]).values())
+
+    @property
+    def edits(self) -> list[tuple[str, str, int]]:
+        """(words to add, attribute, what it must be then): nothing of this is in the pictures to learn from, but for
+        the hair and hats of a style."""
+        first, second, *_ = self.free
+        asked = [("background", first), ("shirt", first), ("shirt", second), ("hat", second)]
+        if self.kind == "style":
+            asked = [("hair", second), ("hat", second), ("shirt", second), ("trousers", second)]
+        return [(f"{world.COLOUR_NAMES[colour]} {part}", part, colour) for part, colour in asked]
+
+    def scenes(self) -> list[world.Scene]:
+        """The pictures to learn from."""
+        if self.kind == "subject":
+            return world.portraits(characters()[self.character], PICTURES, self.seed)
+        rng = np.random.default_rng([self.seed, self.character])
+        anybody = rng.choice([*world.named_characters().values()], PICTURES, replace=False)
+        return [replace(world.pictured(one, rng), **self.own) for one in anybody]
+
+    def caption(self, scene: world.Scene) -> str:
+        """What is not to be learnt."""
+        told = ["background"] if self.kind == "subject" else ["hair", "eyes"]
+        said = [f"{world.COLOUR_NAMES[getattr(scene, part)]} {part}" for part in told]
+        return ", ".join([*said, world.PLACES[scene.position]])
 
 
 @cache
@@ -62,72 +104,52 @@ def characters() -> list[world.Character]:
     return world.held_out_characters(100)
 
 
-def examples(scenes: Sequence[world.Scene]) -> list[Example]:
-    latents = host.encode_images(pipeline(), [*world.draw(list(scenes))])
-    captions = [f"{world.COLOUR_NAMES[s.background]} background, {world.PLACES[s.position]}" for s in scenes]
-    return [Example(latent, caption) for latent, caption in zip(latents, captions, strict=True)]
+def examples(lesson: Lesson) -> list[Example]:
+    scenes = lesson.scenes()
+    latents = host.encode_images(pipeline(), [*world.draw(scenes)])
+    return [Example(latent, lesson.caption(scene)) for latent, scene in zip(latents, scenes, strict=True)]
 
 
-def created(lesson: Lesson) -> Embedding:
-    rows = host.text_vectors(pipeline(), lesson.init_text)
-    return Embedding(NAME, {key: initial_vectors(r, lesson.vectors, True) for key, r in rows.items()}, 0)
-
-
-def edits(character: world.Character) -> list[tuple[str, str, int]]:
-    """(words to add, attribute, what it must be then), with colours the character does not have; the background is one
-    it was never seen on."""
-    first, second, *_ = world.free_colours(vars(character).values())
-    asked = [("background", first), ("shirt", first), ("shirt", second), ("hat", second)]
-    return [(f"{world.COLOUR_NAMES[colour]} {part}", part, colour) for part, colour in asked]
-
-
-def drawn(embedding: Embedding, words: str, seeds: Iterable[int]) -> list[world.Scene]:
+def drawn(lesson: Lesson, embedding: Embedding, words: str, seeds: Iterable[int]) -> list[world.Scene]:
     """What pictures show whose prompt names the embedding, judged from their pixels."""
-    prompt = f"a photo of embedding:{NAME}{words}"
-    return world.judge(host.generate(pipeline(), prompt, [embedding], seeds=list(seeds), **SAMPLING))
-
-
-def colours(scene: world.Scene) -> list[int | None]:
-    return [getattr(scene, part) for part in PARTS]
+    prompt = {"subject": f"a photo of embedding:{NAME}", "style": f"a figure, embedding:{NAME} style"}[lesson.kind]
+    return world.judge(host.generate(pipeline(), prompt + words, [embedding], seeds=list(seeds), **SAMPLING))
 
 
 def judge(embedding: Embedding, lesson: Lesson) -> dict[str, Any]:
-    """What pictures of the character show, without and with changes asked for.
+    """What pictures with the embedding show, without and with changes asked for.
 
-    own, shown: the character's colours, and those judged in each picture, in the order of PARTS. edited: for each
-    picture with a change whether it is there; kept: the share of its other parts that are right. halves: `shown` with
-    half of the vectors.
+    own, shown: the colours to be learnt, and those judged in each picture. edited: for each picture with a change
+    whether it is there; kept: the share of its other parts that are right. halves: `shown` with half of the vectors.
     """
-    character = characters()[lesson.character]
+    own = lesson.own
+
+    def shown(embedding: Embedding, seeds: Iterable[int]) -> list[list[int | None]]:
+        return [[getattr(scene, part) for part in own] for scene in drawn(lesson, embedding, "", seeds)]
+
     edited, kept = [], []
-    asked = edits(character)
-    share = lesson.pictures // len(asked)
-    for i, (words, attribute, value) in enumerate(asked):
-        for scene in drawn(embedding, f", {words}", range(1000 + i * share, 1000 + (i + 1) * share)):
+    share = lesson.pictures // len(lesson.edits)
+    for i, (words, attribute, value) in enumerate(lesson.edits):
+        for scene in drawn(lesson, embedding, f", {words}", range(1000 + i * share, 1000 + (i + 1) * share)):
             edited.append(getattr(scene, attribute) == value)
-            kept.append(float(np.mean([getattr(scene, p) == getattr(character, p) for p in PARTS if p != attribute])))
-    found = {
-        "own": [getattr(character, part) for part in PARTS],
-        "shown": [colours(scene) for scene in drawn(embedding, "", range(lesson.pictures))],
-        "edited": edited,
-        "kept": kept,
-    }
+            kept.append(float(np.mean([getattr(scene, p) == own[p] for p in own if p != attribute])))
+    found = {"own": [*own.values()], "shown": shown(embedding, range(lesson.pictures)), "edited": edited, "kept": kept}
     if lesson.halves:
         [(key, rows)] = embedding.vectors.items()
         halves = [replace(embedding, vectors={key: half}) for half in rows.tensor_split(2)]
-        seeds = range(2000, 2000 + lesson.pictures // 2)
-        found["halves"] = [[colours(scene) for scene in drawn(half, "", seeds)] for half in halves]
+        found["halves"] = [shown(half, range(2000, 2000 + lesson.pictures // 2)) for half in halves]
     return found
 
 
 def teach(lesson: Lesson) -> list[dict[str, Any]]:
     """Train as the lesson says. One finding a look: step, seconds of training until then, mean loss, and `judge`'s."""
-    template = TEMPLATES[lesson.template]
+    template = TEMPLATES[lesson.kind + ("_filewords" if lesson.filewords else "")]
     settings = TrainSettings(template, steps=max(lesson.looks), seed=lesson.seed, **lesson.settings)
-    learnt_from = examples(world.portraits(characters()[lesson.character], PICTURES, lesson.seed))
+    learnt_from = examples(lesson)
+    start = create_embedding(NAME, host.text_vectors(pipeline(), lesson.init_text), lesson.vectors, True)
     found, losses, seconds, since = [], [], 0.0, time.perf_counter()
     with host.trainable(pipeline()) as model:
-        for progress in train(model, learnt_from, created(lesson), settings, ShuffleConfig(**lesson.shuffle)):
+        for progress in train(model, learnt_from, start, settings, ShuffleConfig(**lesson.shuffle)):
             losses.append(progress.loss)
             if progress.step in lesson.looks:
                 seconds += time.perf_counter() - since
@@ -159,7 +181,7 @@ def teach_all(lessons: Mapping[str, Lesson], folder: Path, processes: int) -> di
 
 
 def accuracy(found: Mapping[str, Any]) -> float:
-    """The share of parts that have their own colour."""
+    """The share of parts that have the colour to be learnt."""
     return float(np.mean([[a == b for a, b in zip(each, found["own"], strict=True)] for each in found["shown"]]))
 
 

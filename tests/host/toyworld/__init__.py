@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
@@ -85,7 +86,10 @@ def load(folder: Path):
     )
     model = model_config.get_model(state, "model.diffusion_model.", device="cpu")
     model.load_model_weights(state, "model.diffusion_model.")
-    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device="cpu", offload_device="cpu")
+    management = comfy.model_management
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
+    )
     text = {f"clip_l.{k[17:]}": v for k, v in state.items() if k.startswith("cond_stage_model.")}
     clip = comfy.sd.CLIP(_targets(folder), folder_paths.get_folder_paths("embeddings"), state_dict=text)
     channels = vae["block_out_channels"]
