@@ -3,23 +3,26 @@
     python benchmarks/crosstalk.py --folder FOLDER
 
 Every mode of `ShuffleConfig` with 1, 2, 4 and 8 vectors, over `characters` x `seeds`: the toy world's held-out
-characters, whose parts all have different colours, so that a wrong colour says where it came from. `crossed` is the
-share of pictures in which some part has the colour of another part of the character, `right` the share of parts with
-their own colour, `edited` the share of pictures that follow a change asked for by prompt, and `kept` that of the other
-parts right in those; `half crossed` and `half right` are the same for pictures of prompts with the first or the last
-half of the vectors alone. Each mode is compared with no shuffling, lesson by lesson. Intervals are 95 % bootstraps
-over characters, as lessons of one character are not independent.
+characters, whose parts all have different colours, so that a wrong colour says where it came from.
 
-Modes that put the vectors in the very same orders are taught once: `dynamic` is `all` with 2 vectors, `between` with 4
-and more, and `progressive` without unlocking is `between`; none but `off` does anything with 1, and only `all` with 2.
+`crossed`: the share of pictures in which some part has the colour of another part of the character. `right`: of parts
+with their own colour. `edited`: of pictures that follow a change asked for by prompt; `kept`: of the other parts right
+in those. `half crossed`, `half right`: the same in pictures of prompts with the first or the last half of the vectors.
+`stray`: of the parts with a wrong colour, the share that have another part's, and in brackets what it would be if wrong
+colours were any. The first row describes the characters in words: what the model itself gets wrong.
+
+Each mode is compared with no shuffling, lesson by lesson. Intervals are 95 % bootstraps over characters. Modes that put
+the vectors in the very same orders are taught once: `dynamic` is `all` with 2 vectors, `between` with 4 and more, and
+`progressive` without unlocking is `between`; none but `off` does anything with 1, and only `all` with 2.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lessons import PARTS, Lesson, accuracy, arguments, teach_all
+from lessons import PARTS, Lesson, accuracy, arguments, described, interval, teach_all, world
 
 VECTORS = (1, 2, 4, 8)
 # Mode -> its settings, and the fewest vectors with which it is a mode of its own.
@@ -29,7 +32,7 @@ MODES: dict[str, tuple[dict[str, Any], int]] = {
     "trailing": ({"mode": "trailing"}, 4),
     "leading": ({"mode": "leading"}, 4),
     "between": ({"mode": "between"}, 4),
-    # Unlocked one by one over the first two thirds of the training.
+    # One by one: of 4 and 8 vectors the last comes into use after half of the steps.
     "off, unlocking": ({"progressive_words": True}, 4),
     "progressive, unlocking": ({"mode": "progressive", "progressive_words": True}, 4),
 }
@@ -71,6 +74,21 @@ def of_halves(figure: Callable[[dict], float]) -> Callable[[Mapping[str, Any]], 
     )
 
 
+def stray(found: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Of all parts with a wrong colour, the share that have another part's, and what it would be by chance."""
+    wrong, others, expected = 0, 0, 0.0
+    for each in found:
+        for picture in each["shown"]:
+            for part, (shown, own) in enumerate(zip(picture, each["own"], strict=True)):
+                if shown is None or shown == own:
+                    continue
+                elsewhere = [c for i, c in enumerate(each["own"]) if i != part and c is not None]
+                wrong += 1
+                others += shown in elsewhere
+                expected += len(elsewhere) / (len(world.COLOURS) - (own is not None))
+    return (others / wrong, expected / wrong) if wrong else (0.0, 0.0)
+
+
 FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "crossed": crossed,
     "right": accuracy,
@@ -81,15 +99,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
 }
 
 
-def interval(by_character: np.ndarray) -> tuple[float, float, float]:
-    """Mean of values [characters, seeds] and its 95 % interval, resampling characters."""
-    means = by_character.mean(1)
-    draws = np.random.default_rng(0).choice(means, (10_000, len(means))).mean(1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(means.mean()), float(low), float(high)
-
-
-def points(values: np.ndarray, sign: bool = False) -> str:
+def points(values: Any, sign: bool = False) -> str:
     middle, low, high = (100 * value for value in interval(values))
     form = "+.0f" if sign else ".0f"
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
@@ -101,32 +111,63 @@ def confusion(found: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.concatenate([same.mean(0), (~same.any(2)).mean(0)[:, None]], axis=1)
 
 
+def strays(found: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    share, chance = stray([one for seeds in found for one in seeds])
+    return f"{100 * share:.0f} ({100 * chance:.0f})"
+
+
+def figure(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Dots with their intervals, for each mode and number of vectors; needs matplotlib."""
+    from matplotlib import pyplot
+
+    names = {"crossed": "pictures with a colour on the wrong part, %", "right": "parts with their own colour, %"}
+    drawing, axes = pyplot.subplots(1, len(names), figsize=(11, 4.2))
+    for axis, (name, title) in zip(axes, names.items(), strict=True):
+        for i, mode in enumerate(MODES):
+            here = [(VECTORS.index(row["vectors"]), *row[name]) for row in summary if row["mode"] == mode]
+            at, middle, low, high = (np.array(values) for values in zip(*here, strict=True))
+            at = at + (i - len(MODES) / 2) * 0.1
+            errors = 100 * np.array([middle - low, high - middle])
+            axis.errorbar(
+                at, 100 * middle, errors, fmt="o", capsize=2, label=mode, color="black" if i == 0 else f"C{i}"
+            )
+        axis.set_xticks(range(len(VECTORS)), [f"{n} vector{'s' if n > 1 else ''}" for n in VECTORS])
+        axis.set_title(title, fontsize=11)
+        axis.grid(axis="y", alpha=0.3)
+        axis.set_ylim(bottom=0 if name == "crossed" else None)
+    axes[1].legend(fontsize=8, loc="lower left")
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=110)
+
+
 def main() -> None:
-    given = arguments(__doc__).parse_args()
-    names = list(MODES)
+    parser = arguments(__doc__)
+    parser.add_argument("--figure", type=Path, help="a picture file for what docs/shuffling.md shows")
+    given = parser.parse_args()
     cells = [(mode, n) for n in VECTORS for mode in MODES if n >= MODES[mode][1]]
-    lessons = {
-        f"{names.index(mode)}-{n}-{character}-{seed}": lesson(mode, n, character, seed)
-        for seed in range(given.seeds)
-        for character in range(given.characters)
-        for mode, n in cells
-    }
-    found = teach_all(lessons, given.folder, given.processes)
+    places = [(character, seed) for seed in range(given.seeds) for character in range(given.characters)]
+    lessons = [lesson(mode, n, *place) for place in places for mode, n in cells]
+    found = iter(teach_all(lessons, given.folder, given.processes))
+    by_lesson = {(cell, place): next(found)[-1] for place in places for cell in cells}
 
     def of(mode: str, n: int) -> list[list[dict]]:
+        """By character and seed."""
         return [
-            [found[f"{names.index(mode)}-{n}-{character}-{seed}"][-1] for seed in range(given.seeds)]
+            [by_lesson[(mode, n), (character, seed)] for seed in range(given.seeds)]
             for character in range(given.characters)
         ]
 
     print(f"{given.characters} characters x {given.seeds} seeds, {STEPS} steps of {BATCH}; percent (95 % interval)\n")
-    print(f"| vectors | mode | {' | '.join(FIGURES)} | crossed, less off | right, less off |")
-    print("|---" * (len(FIGURES) + 4) + "|")
+    print(f"| vectors | mode | {' | '.join(FIGURES)} | stray | crossed, less off | right, less off |")
+    print("|---" * (len(FIGURES) + 5) + "|")
+    words = [[described(character, 24)] for character in range(given.characters)]
+    shares = [points([[f(one) for one in row] for row in words]) for f in (crossed, accuracy)]
+    print(f"| | in words | {' | '.join(shares)} | | | | | {strays(words)} | | |")
     summary = []
     for mode, n in cells:
         values = {name: np.array([[f(one) for one in row] for row in of(mode, n)]) for name, f in FIGURES.items()}
         off = {name: np.array([[f(one) for one in row] for row in of("off", n)]) for name, f in FIGURES.items()}
-        row = [points(value) for value in values.values()]
+        row = [*(points(value) for value in values.values()), strays(of(mode, n))]
         row += [points(values[name] - off[name], sign=True) if mode != "off" else "" for name in ("crossed", "right")]
         print(f"| {n} | {mode} | {' | '.join(row)} |")
         less = {f"{name}, less off": interval(values[name] - off[name]) for name in values}
@@ -137,6 +178,8 @@ def main() -> None:
         for part, shares in zip(PARTS, confusion([one for seeds in of(mode, n) for one in seeds]), strict=True):
             print(f"| {part} | {' | '.join(f'{100 * share:.1f}' for share in shares)} |")
     (given.folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    if given.figure:
+        figure(summary, given.figure)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ bootstrap intervals, but for `edited`, of which the mean.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,45 +56,55 @@ def lesson(kind: str, changed: dict[str, Any], character: int, seed: int) -> Les
     return Lesson(character, kind, seed=seed, settings=told, looks=LOOKS[kind], **own)
 
 
-def percent(values: Sequence[float], of: Any = np.median) -> str:
+def percent(values: Any, of: Any = np.median) -> str:
     middle, low, high = (round(100 * value) for value in interval(values, of))
     return f"{middle} ({low} to {high})"
 
 
-def until(values: Sequence[float]) -> str:
+def until(values: Any) -> str:
     """Median and interval where some are infinite: lessons that did not get there in time."""
     ordered = [f"{value:.3g}" if math.isfinite(value) else "never" for value in interval(values, np.median)]
     return f"{ordered[0]} ({ordered[1]} to {ordered[2]})"
 
 
-def cells(lessons: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """lessons: of each, what was found at each look."""
-    last = [looks[-1] for looks in lessons]
-    there = [next((look for look in looks if accuracy(look) >= 0.9), None) for looks in lessons]
+def cells(lessons: Sequence[Sequence[Sequence[dict[str, Any]]]]) -> list[str]:
+    """lessons: by character and seed, what was found at each look."""
+
+    def table(figure: Callable[[Sequence[dict[str, Any]]], float]) -> list[list[float]]:
+        return [[figure(looks) for looks in seeds] for seeds in lessons]
+
+    def first(looks: Sequence[dict[str, Any]], what: str) -> float:
+        return next((look[what] for look in looks if accuracy(look) >= 0.9), math.inf)
+
+    steps = table(lambda looks: first(looks, "step"))
     return [
-        percent([accuracy(look) for look in last]),
-        percent([float(np.mean(look["edited"])) for look in last], np.mean),
-        percent([float(np.mean(look["kept"])) for look in last]),
-        until([look["step"] if look else math.inf for look in there]),
-        until([look["seconds"] if look else math.inf for look in there]),
-        f"{sum(look is not None for look in there)}/{len(there)}",
+        percent(table(lambda looks: accuracy(looks[-1]))),
+        percent(table(lambda looks: float(np.mean(looks[-1]["edited"]))), np.mean),
+        percent(table(lambda looks: float(np.mean(looks[-1]["kept"])))),
+        until(steps),
+        until(table(lambda looks: first(looks, "seconds"))),
+        f"{np.isfinite(steps).sum()}/{np.size(steps)}",
     ]
 
 
 def main() -> None:
     given = arguments(__doc__).parse_args()
     lessons = {
-        f"{i}-{character}-{seed}": lesson(kind, changed, character, seed)
-        for i, (kind, changed) in enumerate(rows().values())
-        for character in range(given.characters)
-        for seed in range(given.seeds)
+        label: [
+            [lesson(kind, changed, character, seed) for seed in range(given.seeds)]
+            for character in range(given.characters)
+        ]
+        for label, (kind, changed) in rows().items()
     }
-    found = teach_all(lessons, given.folder, given.processes)
-    print(f"{given.characters} characters x {given.seeds} seeds, {LOOKS} steps, else as the first row: {BASE}\n")
+    flat = [one for row in lessons.values() for seeds in row for one in seeds]
+    found = iter(teach_all(flat, given.folder, given.processes))
+    print(
+        f"{given.characters} characters x {given.seeds} seeds, else as the first row: {BASE}; looked at after {LOOKS}\n"
+    )
     print("| setting | right % | edited % | kept % | steps to 90 % | seconds to 90 % | reached |")
     print("|---|---|---|---|---|---|---|")
-    for i, label in enumerate(rows()):
-        print(f"| {label} | {' | '.join(cells([v for key, v in found.items() if key.startswith(f'{i}-')]))} |")
+    for label, row in lessons.items():
+        print(f"| {label} | {' | '.join(cells([[next(found) for _ in seeds] for seeds in row]))} |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One training in the toy world, and what a judge of pixels says of it: what `learning.py` and `crosstalk.py` share."""
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -110,6 +111,17 @@ def examples(lesson: Lesson) -> list[Example]:
     return [Example(latent, lesson.caption(scene)) for latent, scene in zip(latents, scenes, strict=True)]
 
 
+def described(character: int, pictures: int) -> dict[str, Any]:
+    """What `judge` finds in pictures of a character that the prompt describes in words, without an embedding."""
+    own = Lesson(character).own
+    words = [
+        f"{world.COLOUR_NAMES[colour]} {part}" if colour is not None else f"no {part}" for part, colour in own.items()
+    ]
+    prompt = f"a photo of a figure with {', '.join(words)}"
+    seen = world.judge(host.generate(pipeline(), prompt, [], seeds=range(pictures), **SAMPLING))
+    return {"own": [*own.values()], "shown": [[getattr(scene, part) for part in own] for scene in seen]}
+
+
 def drawn(lesson: Lesson, embedding: Embedding, words: str, seeds: Iterable[int]) -> list[world.Scene]:
     """What pictures show whose prompt names the embedding, judged from their pixels."""
     prompt = {"subject": f"a photo of embedding:{NAME}", "style": f"a figure, embedding:{NAME} style"}[lesson.kind]
@@ -141,10 +153,14 @@ def judge(embedding: Embedding, lesson: Lesson) -> dict[str, Any]:
     return found
 
 
+def _settings(lesson: Lesson) -> TrainSettings:
+    template = TEMPLATES[lesson.kind + ("_filewords" if lesson.filewords else "")]
+    return TrainSettings(template, steps=max(lesson.looks), seed=lesson.seed, **lesson.settings)
+
+
 def teach(lesson: Lesson) -> list[dict[str, Any]]:
     """Train as the lesson says. One finding a look: step, seconds of training until then, mean loss, and `judge`'s."""
-    template = TEMPLATES[lesson.kind + ("_filewords" if lesson.filewords else "")]
-    settings = TrainSettings(template, steps=max(lesson.looks), seed=lesson.seed, **lesson.settings)
+    settings = _settings(lesson)
     learnt_from = examples(lesson)
     start = create_embedding(NAME, host.text_vectors(pipeline(), lesson.init_text), lesson.vectors, True)
     found, losses, seconds, since = [], [], 0.0, time.perf_counter()
@@ -160,24 +176,38 @@ def teach(lesson: Lesson) -> list[dict[str, Any]]:
     return found
 
 
-def _work(jobs: Sequence[Job], folder: Path) -> None:
+@cache
+def _weights() -> str:
+    return hashlib.sha256((TOYWORLD / "toyworld.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def _job(lesson: Lesson) -> Job:
+    """A lesson with everything else that decides its result, called after all of it."""
+    told = {"lesson": asdict(lesson), "world": _weights(), "sampling": SAMPLING, "portraits": PICTURES}
+    told["settings"] = asdict(_settings(lesson))
+    told["shuffle"] = asdict(ShuffleConfig(**lesson.shuffle))
+    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return Job(f"lesson-{name}", told)
+
+
+def _work(lessons: Sequence[Lesson], folder: Path) -> None:
     torch.set_num_threads(1)
+    by_name = {_job(lesson).name: lesson for lesson in lessons}
 
     def run(job: Job, place: Path) -> None:
-        settings = dict(job.settings)
-        lesson = Lesson(**{**settings, "looks": tuple(settings["looks"])})
-        write_atomically(place / "found.json", json.dumps(teach(lesson)).encode())
+        write_atomically(place / "found.json", json.dumps(teach(by_name[job.name])).encode())
 
-    run_jobs(jobs, folder, run)
+    outcomes = run_jobs([_job(lesson) for lesson in by_name.values()], folder, run)
+    if failed := [outcome for outcome in outcomes if outcome.state == "failed"]:
+        raise RuntimeError(f"{len(failed)} lessons failed, the first with: {failed[0].message}")
 
 
-def teach_all(lessons: Mapping[str, Lesson], folder: Path, processes: int) -> dict[str, list[dict[str, Any]]]:
-    """What each lesson finds, by its name; those that are in the folder already are not taught again."""
-    jobs = [Job(name, asdict(lesson)) for name, lesson in lessons.items()]
+def teach_all(lessons: Sequence[Lesson], folder: Path, processes: int) -> list[list[dict[str, Any]]]:
+    """What each lesson finds; those that are in the folder already are not taught again."""
     with ProcessPoolExecutor(processes) as pool:
-        for done in [pool.submit(_work, jobs, folder) for _ in range(processes)]:
+        for done in [pool.submit(_work, lessons, folder) for _ in range(processes)]:
             done.result()
-    return {name: json.loads((folder / name / "found.json").read_text()) for name in lessons}
+    return [json.loads((folder / _job(lesson).name / "found.json").read_text()) for lesson in lessons]
 
 
 def accuracy(found: Mapping[str, Any]) -> float:
@@ -185,13 +215,15 @@ def accuracy(found: Mapping[str, Any]) -> float:
     return float(np.mean([[a == b for a, b in zip(each, found["own"], strict=True)] for each in found["shown"]]))
 
 
-def interval(
-    values: Sequence[float], of: Callable[..., Any] = np.mean, level: float = 0.95
-) -> tuple[float, float, float]:
-    """A statistic of the values, and its percentile bootstrap interval over them (10,000 resamples, seed 0)."""
+def interval(values: Any, of: Callable[..., Any] = np.mean) -> tuple[float, float, float]:
+    """A statistic of values [characters, seeds], and its 95 % percentile bootstrap interval (10,000 resamples, seed 0).
+
+    Characters are resampled, with all their lessons: those of one character are not independent.
+    """
     given = np.asarray(values, dtype=float)
-    resampled = np.random.default_rng(0).choice(given, (10_000, len(given)))
-    low, high = np.quantile(of(resampled, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    drawn = np.random.default_rng(0).integers(len(given), size=(10_000, len(given)))
+    # An order statistic, as some values may be infinite.
+    low, high = np.quantile(of(given[drawn].reshape(10_000, -1), axis=1), [0.025, 0.975], method="nearest")
     return float(of(given)), float(low), float(high)
 
 

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-STEPS = {"vae": 3000, "text": 1500, "unet": 3600}
+# Until which step a stage's rates are those of a training of how many steps. The VAE's was first meant to be shorter.
+PLANS = {"vae": [(2000, 2200), (3000, 3000)], "text": [(1500, 1500)], "unet": [(3600, 3600)]}
 BATCH = {"vae": 8, "text": 128, "unet": 64}
 RATE = {"vae": 1e-3, "text": 1e-3, "unet": 1e-3}
 SCENES = 40_000
@@ -34,19 +35,26 @@ DEMO_CHARACTER = world.held_out_characters(9)[8]
 
 
 def rng_of(stage: str, step: int) -> np.random.Generator:
-    return np.random.default_rng([list(STEPS).index(stage), step])
+    return np.random.default_rng([list(PLANS).index(stage), step])
 
 
-def rate_at(stage: str, step: int, steps: int) -> float:
+def rate_at(stage: str, step: int, plan: list[tuple[int, int]]) -> float:
     """Warms up over 100 steps and goes down to nothing over the last third."""
+    steps = next(steps for until, steps in plan if step < until)
     return RATE[stage] * min(1.0, (step + 1) / 100, (steps - step) / (steps / 3))
+
+
+def save_whole(what: Any, file: Path) -> None:
+    torch.save(what, file.with_suffix(".tmp"))
+    file.with_suffix(".tmp").replace(file)
 
 
 class Stage:
     """A stage's weights, optimizer and log, kept in a file from time to time."""
 
-    def __init__(self, name: str, module: nn.Module, folder: Path, steps: int):
-        self.name, self.module, self.steps, self.step = name, module, steps, 0
+    def __init__(self, name: str, module: nn.Module, folder: Path, plan: list[tuple[int, int]]):
+        self.name, self.module, self.plan, self.step = name, module, plan, 0
+        self.steps = plan[-1][0]
         self.file, self.log = folder / f"{name}.pt", folder / f"{name}.csv"
         self.optimizer = torch.optim.AdamW(module.parameters(), RATE[name], betas=(0.9, 0.99), weight_decay=0.01)
         self.average = {key: value.detach().clone() for key, value in module.state_dict().items()}
@@ -60,8 +68,7 @@ class Stage:
     def save(self) -> None:
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"average": self.average, "step": self.step, "rows": self.rows}
-        torch.save(state, self.file.with_suffix(".tmp"))
-        self.file.with_suffix(".tmp").replace(self.file)
+        save_whole(state, self.file)
         with self.log.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([["step", "loss", "measure", "seconds"], *self.rows])
 
@@ -71,7 +78,7 @@ class Stage:
         before = self.rows[-1][-1] if self.rows else 0
         while self.step < self.steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = rate_at(self.name, self.step, self.steps)
+                group["lr"] = rate_at(self.name, self.step, self.plan)
             loss, measure = loss_of(rng_of(self.name, self.step))
             self.optimizer.zero_grad()
             loss.backward()
@@ -101,7 +108,7 @@ def trained(name: str, module: nn.Module, folder: Path) -> nn.Module:
 # Stages
 
 
-def train_vae(folder: Path, steps: int) -> None:
+def train_vae(folder: Path, plan: list[tuple[int, int]]) -> None:
     vae = models.vae().train()
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -112,11 +119,10 @@ def train_vae(folder: Path, steps: int) -> None:
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return error.abs().mean() + error.square().mean() + 5e-4 * kl, error.abs().mean()
 
-    Stage("vae", vae, folder, steps).run(loss_of)
+    Stage("vae", vae, folder, plan).run(loss_of)
 
 
 ATTRIBUTES = {**dict.fromkeys(world.PARTS, len(world.COLOURS) + 1), "head": 2, "length": 2, "position": 3}
-UNTOLD = -100  # cross entropy leaves it out
 
 
 def label(attribute: str, value: Any) -> int:
@@ -144,7 +150,7 @@ def token_ids(tokens: CLIPTokenizer, texts: list[str]) -> Tensor:
     return found.input_ids
 
 
-def train_text(folder: Path, steps: int) -> None:
+def train_text(folder: Path, plan: list[tuple[int, int]]) -> None:
     tokens, words = tokenizer(folder), world.words()
     reader = Reader(models.text_encoder(words)).train()
     vocab = tokens.get_vocab()
@@ -175,7 +181,7 @@ def train_text(folder: Path, steps: int) -> None:
                 losses.append(nn.functional.cross_entropy(head(there), labels[where]))
         return torch.stack(losses).mean(), right / said
 
-    Stage("text", reader, folder, steps).run(loss_of)
+    Stage("text", reader, folder, plan).run(loss_of)
 
 
 def frozen(folder: Path) -> tuple[nn.Module, nn.Module]:
@@ -194,17 +200,17 @@ def scene_latents(vae: nn.Module, folder: Path) -> tuple[list, Tensor]:
     rng = rng_of("unet", 2**40)
     pairs = [world.random_scene(rng) for _ in range(SCENES)]
     file = folder / "latents.pt"
-    if not file.exists():
+    if not file.exists() or file.stat().st_mtime < (folder / "vae.pt").stat().st_mtime:
         found = []
         with torch.no_grad():
             for i in range(0, SCENES, 100):
                 pictures = world.draw([scene for scene, _ in pairs[i : i + 100]]).permute(0, 3, 1, 2) * 2 - 1
                 found.append(vae.encode(pictures).latent_dist.mean * models.VAE["scaling_factor"])
-        torch.save(torch.cat(found), file)
+        save_whole(torch.cat(found), file)
     return pairs, torch.load(file, weights_only=True)
 
 
-def train_unet(folder: Path, steps: int) -> None:
+def train_unet(folder: Path, plan: list[tuple[int, int]]) -> None:
     vae, text = frozen(folder)
     pairs, latents = scene_latents(vae, folder)
     tokens = tokenizer(folder)
@@ -228,7 +234,7 @@ def train_unet(folder: Path, steps: int) -> None:
         error = (predicted - gaussian).square().mean((1, 2, 3))
         return (error * weights[t]).mean(), error.mean()
 
-    Stage("unet", unet, folder, steps).run(loss_of)
+    Stage("unet", unet, folder, plan).run(loss_of)
 
 
 def export(folder: Path, out: Path) -> None:
@@ -245,7 +251,7 @@ def export(folder: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=[*STEPS, "export"])
+    parser.add_argument("stage", choices=[*PLANS, "export"])
     parser.add_argument("--state", type=Path, required=True, help="a folder for what a stopped training goes on from")
     parser.add_argument("--steps", type=int, help="instead of the number the shipped world had")
     parser.add_argument("--out", type=Path, help="where export writes")
@@ -255,8 +261,8 @@ def main() -> None:
     if arguments.stage == "export":
         export(arguments.state, arguments.out)
         return
-    steps = arguments.steps or STEPS[arguments.stage]
-    {"vae": train_vae, "text": train_text, "unet": train_unet}[arguments.stage](arguments.state, steps)
+    plan = [(arguments.steps, arguments.steps)] if arguments.steps else PLANS[arguments.stage]
+    {"vae": train_vae, "text": train_text, "unet": train_unet}[arguments.stage](arguments.state, plan)
 
 
 if __name__ == "__main__":

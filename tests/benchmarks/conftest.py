@@ -1,0 +1,7 @@
+"""Benchmarks are scripts: they import one another from their own folder."""
+
+import sys
+
+from tests.rig import PACK
+
+sys.path.append(str(PACK / "benchmarks"))

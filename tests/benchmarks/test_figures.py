@@ -1,0 +1,92 @@
+"""The arithmetic behind the published tables."""
+
+import math
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+from crosstalk import confusion, crossed, of_halves, stray
+from learning import cells, until
+from lessons import Lesson, accuracy, interval, world
+
+OWN = [0, 1, 2, 3, 4]  # colours of hair, eyes, shirt, trousers, hat
+BARE = [0, 1, 2, 3, None]
+
+
+def found(*shown, own=OWN):
+    return {"own": own, "shown": [list(each) for each in shown], "edited": [True, False], "kept": [1.0, 0.5]}
+
+
+def test_accuracy_counts_parts():
+    assert accuracy(found(OWN, [0, 1, 2, 3, 7])) == 0.9
+    assert accuracy(found(BARE, [0, 1, 2, 3, 4], own=BARE)) == 0.9
+
+
+def test_crossed_is_another_parts_colour_and_no_other_mistake():
+    assert crossed(found(OWN)) == 0
+    assert crossed(found([0, 7, 2, 3, 4])) == 0
+    assert crossed(found([0, 1, 2, 3, None])) == 0
+    assert crossed(found(OWN, [1, 1, 2, 3, 4])) == 0.5
+    assert crossed(found([1, 0, 2, 3, 4])) == 1
+    assert crossed(found([0, 1, 2, 3, 2], own=BARE)) == 1
+    assert crossed(found([0, 1, 2, 3, 7], own=BARE)) == 0
+
+
+def test_stray_against_chance():
+    assert stray([found(OWN)]) == (0, 0)
+    assert stray([found([1, 7, 2, 3, 4])]) == pytest.approx((0.5, 4 / 7))
+    assert stray([found([0, 1, 2, 3, 7], own=BARE)]) == pytest.approx((0, 4 / 8))
+
+
+def test_stray_of_random_mistakes_is_chance():
+    rng = np.random.default_rng(0)
+    shown = rng.integers(len(world.COLOURS), size=(4000, 5)).tolist()
+    share, chance = stray([found(*shown)])
+    assert share == pytest.approx(chance, abs=0.02)
+
+
+def test_confusion_has_shares_in_rows():
+    table = confusion([found(OWN, [1, 1, 2, 3, 7]), found([0, 1, 2, 3, None])])
+    assert np.allclose(table.sum(1), 1)
+    assert table[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0, 0, 0])
+    assert table[4].tolist() == pytest.approx([0, 0, 0, 0, 1 / 3, 2 / 3])
+
+
+def test_halves_are_averaged_and_one_vector_is_whole():
+    halves = {**found(OWN), "halves": [[OWN], [[7] * 5]]}
+    assert of_halves(accuracy)(halves) == 0.5
+    assert of_halves(accuracy)(found([0, 1, 2, 3, 7])) == 0.8
+
+
+def test_intervals_take_characters_as_a_whole():
+    alike = np.repeat([[0.0], [1.0]], 100, axis=1)  # two characters, a hundred lessons each
+    assert interval(alike) == (0.5, 0, 1)
+    assert interval([[0.3, 0.3], [0.3, 0.3]]) == pytest.approx((0.3, 0.3, 0.3))
+
+
+def test_lessons_that_never_get_there():
+    assert until([[50, 50], [50, 50]]) == "50 (50 to 50)"
+    assert until([[math.inf], [math.inf], [math.inf]]) == "never (never to never)"
+
+
+def test_a_row_of_the_table():
+    early = {**found([0, 1, 2, 3, 7]), "step": 50, "seconds": 1.0}
+    late = {**found(OWN), "step": 100, "seconds": 2.5}
+    row = cells([[[early, late]], [[early, late]]])
+    assert row == ["100 (100 to 100)", "50 (50 to 50)", "75 (75 to 75)", "100 (100 to 100)", "2.5 (2.5 to 2.5)", "2/2"]
+
+
+@pytest.mark.parametrize("kind", ["subject", "style"])
+def test_a_lesson_shows_what_is_to_be_learnt_and_asks_for_something_else(kind):
+    for character in range(10):
+        lesson = Lesson(character, kind, seed=character)
+        scenes = lesson.scenes()
+        assert len({*scenes}) == 8
+        assert all(getattr(scene, part) == colour for scene in scenes for part, colour in lesson.own.items())
+        for words, part, colour in lesson.edits:
+            assert words == f"{world.COLOUR_NAMES[colour]} {part}"
+            assert kind == "style" or colour not in {getattr(scene, part) for scene in scenes}
+            assert lesson.own.get(part) != colour
+        others = [part for part in ("hair", "eyes", "position") if part not in lesson.own]
+        assert all(len({getattr(scene, part) for scene in scenes}) > 1 for part in others)
