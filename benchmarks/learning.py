@@ -29,16 +29,15 @@ FIELD = {
     "a1111": {"vectors": 1, "learning_rate": "0.005", "batch_size": 1, "init_text": "*"},
 }
 SWEEP = {
-    "learning_rate": ("0.001", "0.002", "0.01", "0.02"),
-    "vectors": (1, 2, 8),
-    "batch_size": (1, 2, 8),
-    "init_text": ("*", ""),
+    "learning_rate": ("0.002", "0.01", "0.02"),
+    "vectors": (1, 8),
+    "batch_size": (1, 8),
+    "init_text": ("*",),
     "loss_weighting": ("min_snr",),
     "min_timestep": (500,),
-    "max_timestep": (500,),
     "filewords": (True,),
 }
-STYLE = {"learning_rate": ("0.002", "0.01"), "vectors": (1, 8), "filewords": (True,)}
+STYLE = {"learning_rate": ("0.01",), "vectors": (1,)}
 
 
 def rows() -> dict[str, tuple[str, dict[str, Any]]]:

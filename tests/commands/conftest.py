@@ -37,16 +37,27 @@ class World:
         return [*self.model, "--images", str(self.folder / "pictures"), *size, "--init-text", "figure"]
 
 
+def benchmark(name: str) -> Any:
+    """A script of the toy world's; these import one another from their own folder."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "toyworld"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> World:
+def toyworld() -> Any:
+    """The module that draws the toy world's pictures, and judges them."""
+    return benchmark("world")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, toyworld) -> World:
     from textinv_core.images import save_picture
 
     folder = tmp_path_factory.mktemp("world")
-    sys.path.insert(0, str(ROOT / "benchmarks" / "toyworld"))
-    try:
-        models, world = importlib.import_module("models"), importlib.import_module("world")
-    finally:
-        sys.path.pop(0)
+    models, world = benchmark("models"), toyworld
     with torch.random.fork_rng():
         torch.manual_seed(0)
         words = world.words()
@@ -98,12 +109,15 @@ def textinv(monkeypatch) -> Callable[..., Ended]:
 
 @pytest.fixture
 def start(tmp_path) -> Callable[..., subprocess.Popen]:
-    """Start the command as a process of its own, in `tmp_path`. launcher: what `-m textinv_core` is run by."""
+    """Start the command as a process of its own, in `tmp_path`.
+
+    launcher: what `-m textinv_core` is run by. more: what is in its environment besides.
+    """
     started = []
 
-    def begin(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    def begin(*arguments: object, launcher: tuple[str, ...] = (), **more: str) -> subprocess.Popen:
         environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
         program = [sys.executable, *launcher, "-m", "textinv_core"]
         process = subprocess.Popen(
             [*program, *map(str, arguments)],

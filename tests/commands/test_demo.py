@@ -10,7 +10,7 @@ pytest.importorskip("typer")
 pytest.importorskip("diffusers")
 
 from textinv_core import load_embedding
-from textinv_core.commands.demo import NAME, SETTINGS, SURROUNDINGS, run
+from textinv_core.commands.demo import NAME, SETTINGS, SURROUNDINGS, WORLD, run
 from textinv_core.commands.output import Report
 from textinv_core.images import load_image
 
@@ -49,5 +49,10 @@ def test_the_picture_shows_what_was_learnt_from_in_its_first_column(made, world)
     assert len(places) == 1
 
 
-def test_its_prompts_ask_for_something_new(made):
-    assert len(SURROUNDINGS) == len(set(SURROUNDINGS)) == 4
+def test_its_prompts_ask_for_what_no_bundled_picture_shows(toyworld):
+    bundled = [load_image(file)[0] for file in sorted((WORLD / "pictures").iterdir())]
+    scenes = toyworld.judge(torch.stack(bundled))
+    assert len(scenes) == 8 and len({(scene.hair, scene.eyes, scene.trousers) for scene in scenes}) == 1
+    for words in ", ".join(SURROUNDINGS).split(", "):
+        colour, part = words.split()
+        assert toyworld.COLOUR_NAMES.index(colour) not in {getattr(scene, part) for scene in scenes}

@@ -1,5 +1,7 @@
 """`textinv inspect`."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -32,6 +34,28 @@ def test_as_json_it_is_one_object(textinv, file):
     [facts] = done.facts
     assert (facts["name"], facts["step"], facts["base_model"]) == ("cat", 12, "toy")
     assert facts["encoders"] == {"clip_l": {"width": 96, "vectors": [{"norm": 5.0}, {"norm": 2.0}]}}
+
+
+def test_keys_are_shown_as_they_are(textinv, tmp_path):
+    save_embedding(Embedding("cat", {"clip_l": torch.ones(1, 4)}), tmp_path / "cat.safetensors")
+    facts = {"name": "cat", "step": 1, "base_model": None, "metadata": {}}
+    facts["encoders"] = {"clip_l[/x] [red]": {"width": 4, "vectors": [{"norm": 2.0}]}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("textinv_core.commands.inspect"), "_facts", lambda *_: facts)
+        assert "clip_l[/x] [red]:" in textinv("inspect", tmp_path / "cat.safetensors").out
+
+
+def test_huge_vectors_have_norms(textinv, tmp_path):
+    save_embedding(Embedding("cat", {"clip_l": torch.full((1, 4), 1e38)}), tmp_path / "cat.safetensors")
+    [facts] = textinv("inspect", tmp_path / "cat.safetensors", "--json").facts
+    assert facts["encoders"]["clip_l"]["vectors"][0]["norm"] == pytest.approx(2e38)
+
+
+def test_more_words_than_there_are_shows_those_that_count(textinv, world, tmp_path):
+    save_embedding(Embedding("cat", {"clip_l": torch.ones(1, 96)}), tmp_path / "cat.safetensors")
+    [facts] = textinv("inspect", tmp_path / "cat.safetensors", *world.model, "--words", 10**6, "--json").facts
+    words = facts["encoders"]["clip_l"]["vectors"][0]["words"]
+    assert words and all(-1.001 <= word["similarity"] <= 1.001 for word in words)
 
 
 def test_with_a_model_it_shows_the_nearest_words(textinv, world, tmp_path):

@@ -28,6 +28,11 @@ def test_text_goes_to_stdout_and_with_json_to_stderr(capsys):
     assert (json.loads(out), err) == ({"event": "e", "n": 1}, "x\n")
 
 
+def test_what_json_does_not_know_is_no_fact():
+    with pytest.raises(ValueError, match="JSON"):
+        Report(as_json=True).facts(event="e", n=float("inf"))
+
+
 def test_long_lines_stay_whole(capsys):
     Report().say("x" * 300)
     assert capsys.readouterr().out == "x" * 300 + "\n"

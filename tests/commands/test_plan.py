@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("typer")
 
-from textinv_core.commands.plan import facts_of, plans, read_file
+from textinv_core.commands.plan import check_paths, facts_of, plans, read_file
 from textinv_core.prompts import TEMPLATES
 from textinv_core.training.settings import TrainSettings
 
@@ -96,6 +96,15 @@ def test_a_key_that_means_nothing_is_named_with_the_nearest_that_does(told, key,
         ({"name": ""}, "no name"),
         ({"images": {"flip": True}}, "--images"),
         ({"images": {"folder": "a", "width": 0}}, "0x512"),
+        (
+            {"images": {"folder": "a", "captions": "txt"}},
+            "no --captions 'txt'; there are auto, sidecar, filename, none",
+        ),
+        ({"images": {"folder": "a", "resize": "zoom"}}, "no --resize 'zoom'; there are crop, squash, keep"),
+        ({"images": {"folder": "a", "filename_word_regex": "[a"}}, "--filename-word-regex"),
+        ({"images": {"folder": "a", "filename_word_regex": "(a)(b)"}}, "2 groups"),
+        ({"images": {"folder": "a", "filename_word_regex": "a{99999999999}"}}, "--filename-word-regex"),
+        ({"train": {"seed": -1}}, "seed cannot be -1"),
         ({"vectors": 76}, "76"),
         ({"precision": "fp8"}, "'fp8'"),
         ({"template": "none", "images": {"folder": "a", "captions": "none"}}, "[filewords]"),
@@ -133,10 +142,35 @@ def test_a_file_is_read_as_toml(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "words"), [(b"name = ", "as TOML"), (b"name = '\xff'", "as TOML"), (b"#" * 1024**2 + b"#", "1 MiB")]
+    ("data", "words"),
+    [
+        (b"name = ", "as TOML"),
+        (b"name = '\xff'", "as TOML"),
+        (b"a = " + b"[" * 100_000, "as TOML"),
+        (b"#" * 1024**2 + b"#", "1 MiB"),
+    ],
 )
 def test_a_file_that_cannot_be_settings_is_refused(tmp_path, data, words):
     file = tmp_path / "a.toml"
     file.write_bytes(data)
     with pytest.raises(ValueError, match=words):
         read_file(file)
+
+
+def test_a_bad_value_of_any_depth_is_named():
+    deep = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    assert "it must be a whole number" in refused({"train": {"steps": deep}})
+
+
+def test_paths_that_lead_nowhere_are_named_with_their_flags(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    there = {"model": file, "images": {"folder": tmp_path}, "model_config": tmp_path, "from": file}
+    check_paths(plan({}, there))
+    for flag, key in (("--model", "model"), ("--model-config", "model_config"), ("--from", "from")):
+        with pytest.raises(ValueError, match=f"{flag} is .*nowhere"):
+            check_paths(plan({}, {**there, key: tmp_path / "nowhere"}))
+    with pytest.raises(ValueError, match=r"--images is .*file"):
+        check_paths(plan({}, {**there, "images": {"folder": file}}))

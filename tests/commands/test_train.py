@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 import sys
+import weakref
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ import torch
 pytest.importorskip("typer")
 pytest.importorskip("diffusers")
 
-from textinv_core import load_embedding
+from textinv_core import Embedding, load_embedding, save_embedding
+from textinv_core.commands.train import load_model
+from textinv_core.hosts import diffusers as host
 from textinv_core.images import load_image
+from textinv_core.training.parallel import Processes
 
 
 def run_folder(output, name="cat"):
@@ -37,6 +41,13 @@ def toml(world, output, *lines):
     )
 
 
+@pytest.fixture
+def nothing_loaded(monkeypatch):
+    """No model is kept from an earlier command."""
+    # The package has the command itself under the module's name.
+    monkeypatch.setattr(sys.modules["textinv_core.commands.train"], "_loaded", {})
+
+
 # What it leaves and says
 
 
@@ -58,6 +69,7 @@ def test_with_json_every_line_is_a_fact(textinv, world, tmp_path):
     events = [each["event"] for each in done.facts]
     assert events == ["start", "step", "step", "saved", "step", "done"]
     assert done.event("start")["pictures"] == 8 and done.event("start")["steps"] == 3
+    assert {each["name"] for each in done.facts} == {"cat"}
     step = done.event("step")
     assert (step["step"], step["last_step"], step["learning_rate"]) == (3, 3, 0.005) and step["loss"] > 0
     assert load_embedding(done.event("saved")["path"]).step == 2
@@ -98,6 +110,20 @@ def test_it_goes_on_from_a_file_under_its_name(textinv, world, tmp_path):
     assert load_embedding(tmp_path / "dog.safetensors").step == 4
 
 
+def test_going_on_with_another_model_forgets_the_earlier_one(textinv, world, tmp_path):
+    earlier = {"textinv.base_model": "abc", "textinv.sd_checkpoint": "0123456789", "textinv.sd_checkpoint_name": "old"}
+    kept = Embedding("cat", {"clip_l": torch.ones(1, 96)}, 1, {**earlier, "modelspec.author": "me"})
+    save_embedding(kept, tmp_path / "cat.safetensors")
+    told = ("--from", tmp_path / "cat.safetensors", "--steps", 2, "--output", tmp_path / "out")
+    assert textinv("train", *world.flags, *told).code == 0
+    facts = load_embedding(tmp_path / "out" / "cat.safetensors").metadata
+    assert facts == {
+        "modelspec.author": "me",
+        "modelspec.resolution": "64x64",
+        "textinv.sd_checkpoint_name": "toyworld",
+    }
+
+
 # What goes wrong
 
 
@@ -108,10 +134,18 @@ def test_it_goes_on_from_a_file_under_its_name(textinv, world, tmp_path):
         (["--learning-rate", "fast"], "'fast'"),
         (["--template", "stile"], "'stile'"),
         (["none.toml"], "none.toml"),
+        (["--seed", "-1"], "seed cannot be -1"),
+        (["--captions", "txt"], "--captions 'txt'"),
+        (["--resize", "zoom"], "--resize 'zoom'"),
+        (["--filename-word-regex", "["], "--filename-word-regex"),
+        (["--images", "nowhere"], "--images is 'nowhere'"),
+        (["--model", "nowhere"], "--model is 'nowhere'"),
+        (["--from", "nowhere"], "--from is 'nowhere'"),
     ],
 )
-def test_settings_it_cannot_use_end_with_2(textinv, world, told, words):
-    done = textinv("train", *told, *world.flags, "--name", "cat", "--json")
+def test_settings_it_cannot_use_end_with_2(textinv, world, told, words, nothing_loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "load", lambda *_: pytest.fail("a model is loaded"))
+    done = textinv("train", *world.flags, *told, "--name", "cat", "--output", tmp_path, "--json")
     assert done.code == 2
     assert words in done.err and words in done.event("error")["message"] and done.event("error")["exit_code"] == 2
 
@@ -124,8 +158,6 @@ def test_a_key_that_means_nothing_ends_with_2(textinv, tmp_path):
 
 def test_what_fails_ends_with_1(textinv, world, tmp_path):
     told = ("train", *world.model, "--name", "cat", "--output", tmp_path)
-    done = textinv(*told, "--images", tmp_path / "cats")
-    assert done.code == 1 and "no folder 'cats'" in done.err
     done = textinv(*told, "--images", world.folder / "pictures", "--learning-rate", "1e30", "--width", 64, "--json")
     assert done.code == 1 and "diverged" in done.event("error")["message"]
     assert "Traceback" not in done.err
@@ -185,6 +217,17 @@ def test_processes_that_share_a_training_leave_what_one_does(start, ended, texti
     assert torch.equal(one["clip_l"], two["clip_l"])
 
 
+def test_processes_that_cannot_share_a_step_end_with_2_and_leave_nothing(
+    textinv, world, nothing_loaded, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("textinv_core.training.parallel.join", lambda: Processes(0, 2))
+    monkeypatch.setattr(host, "load", lambda *_: pytest.fail("a model is loaded"))
+    told = ("--name", "cat", "--gradient-accumulation", 3, "--output", tmp_path / "out")
+    done = textinv("train", *world.flags, *told)
+    assert done.code == 2 and "gradient_accumulation 3" in done.err
+    assert not (tmp_path / "out").exists()
+
+
 # Job lists
 
 
@@ -218,6 +261,56 @@ train.seed = 3
     assert ended == {"cat": "there", "dog": "done", "cow": "there"}
     assert len(load_embedding(tmp_path / "dog.safetensors").vectors["clip_l"]) == 2
     assert not (tmp_path / "cat_2.safetensors").exists()
+
+
+def test_models_of_a_job_list_are_not_kept(nothing_loaded, monkeypatch, tmp_path):
+    loaded, alive = [], []
+
+    class Pipeline:
+        def __init__(self):
+            self.itself = self  # as modules and their methods refer to one another
+
+    def load(path, *_):
+        loaded.append(path)
+        alive.append([each() for each in kept])
+        pipe = Pipeline()
+        kept.append(weakref.ref(pipe))
+        return pipe
+
+    kept = []
+    monkeypatch.setattr(host, "load", load)
+    for name in "aabab":
+        load_model(tmp_path / name, None, "cpu", "fp32")
+    assert [path.name for path in loaded] == ["a", "b", "a", "b"]
+    assert all(each is None for there in alive for each in there)
+
+
+@pytest.mark.parametrize(("rank", "tells"), [("0", True), ("1", False)])
+def test_of_several_processes_the_first_tells_how_all_jobs_ended(textinv, tmp_path, world, monkeypatch, rank, tells):
+    monkeypatch.setenv("RANK", rank)
+    file = tmp_path / "jobs.toml"
+    job = '[[job]]\nname = "cat"\ntrain.steps = 1\n[[job]]\nname = "dog"\nimages = "nowhere"\n'
+    file.write_text(toml(world, tmp_path) + "\n" + job)
+    done = textinv("train", file, "--json")
+    assert done.code == 1
+    events = [each["event"] for each in done.facts]
+    assert events[:3] == ["start", "step", "done"]  # of its own jobs each process tells
+    assert events[3:] == (["job", "job", "error"] if tells else [])
+    assert ("1 of 2 jobs failed" in done.err) == tells
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be sent SIGTERM by itself")
+def test_a_job_that_the_launcher_ends_keeps_what_was_learnt(start, ended, world, tmp_path):
+    file = tmp_path / "jobs.toml"
+    file.write_text(toml(world, tmp_path) + '\n[[job]]\nname = "cat"\ntrain.steps = 100_000\n')
+    process = start("train", file, "--json", RANK="0", WORLD_SIZE="2")
+    for line in process.stdout:
+        if json.loads(line).get("step", 0) >= 3:
+            break
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).code == 128 + signal.SIGTERM
+    [kept] = (run_folder(tmp_path) / "embeddings").iterdir()
+    assert load_embedding(kept).step >= 3
 
 
 def test_jobs_need_names_of_their_own_and_one_output(textinv, world, tmp_path):

@@ -132,6 +132,21 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("key", ["clip_l[/x]", "\x1b[31mclip_l", "clip l", "", "k" * 65, "clip_l\n"])
+def test_keys_that_are_no_names_of_encoders_are_refused(tmp_path, key):
+    save_file({key: torch.ones(3, 768)}, tmp_path / "cat.safetensors", {"textinv.vectors": "3"})
+    with pytest.raises(ValueError, match="which is no text encoder") as error:
+        load_embedding(tmp_path / "cat.safetensors")
+    assert str(error.value).isprintable()
+
+
+def test_keys_in_messages_do_nothing_to_a_terminal(tmp_path):
+    save_file({"\x1b[31ma": torch.ones(3, 768), "b" * 999: torch.ones(3, 768)}, tmp_path / "cat.safetensors")
+    with pytest.raises(ValueError, match="holds 2 tensors") as error:
+        load_embedding(tmp_path / "cat.safetensors")
+    assert str(error.value).isprintable() and len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize(("width", "key"), [(768, "clip_l"), (1280, "clip_g"), (1024, "clip_h"), (4096, "t5xxl")])
 @pytest.mark.parametrize("stored", ["emb_params", "*", "<cat>"])
 def test_other_keys_go_by_width(tmp_path, stored, width, key):
@@ -167,7 +182,7 @@ def test_vectors_outlive_the_file(tmp_path):
     ("tensors", "says"),
     [
         ({"emb_params": torch.ones(1, 77)}, "width 77 under 'emb_params'; widths known are 768"),
-        ({"a": torch.ones(1, 768), "b": torch.ones(1, 1280)}, "2 tensors (a, b"),
+        ({"a": torch.ones(1, 768), "b": torch.ones(1, 1280)}, "2 tensors ('a', 'b'"),
         ({"clip_l": torch.ones(1, 2, 768)}, "'clip_l' is torch.float32 of shape [1, 2, 768]"),
         ({"clip_l": torch.ones(1, 768, dtype=torch.int64)}, "torch.int64"),
         ({"clip_l": torch.ones(0, 768)}, "[0, 768]"),

@@ -205,8 +205,8 @@ def test_an_embedding_made_of_a_text_encodes_as_the_text(pipe):
     rows = host.text_vectors(pipe, "cat")
     assert {key: value.shape[0] for key, value in rows.items()} == dict.fromkeys(host.widths(pipe), 3)
     prompts = ["a embedding:my-dog, so", "embedding:my-dog embedding:my-dog", "embedding:my-dog<x"]
-    texts = ["a cat, so", "cat cat", "cat x"]
-    for ours, expected in zip(encode(pipe, prompts, rows)[:2], encode(pipe, texts[:2]), strict=True):
+    texts = ["a cat, so", "cat cat", "cat <x"]
+    for ours, expected in zip(encode(pipe, prompts, rows), encode(pipe, texts), strict=True):
         assert same_conditions(ours, expected)
 
 

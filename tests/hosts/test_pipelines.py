@@ -2,11 +2,12 @@ import json
 import os
 import socket
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -136,6 +137,58 @@ def test_a_damaged_folder(tmp_path):
         pipelines.load(folder)
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+@pytest.mark.parametrize("damage", ["missing", "another shape"])
+def test_a_folder_that_lacks_weights_is_not_filled_with_random_ones(tmp_path, part, damage):
+    folder = save_pipeline(tmp_path / "model")
+    [file] = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    name = next(name for name, weight in weights.items() if weight.ndim == 2)
+    if damage == "missing":
+        del weights[name]
+    else:
+        weights[name] = torch.zeros(3, 3)
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part} in 'model'.*{name.removeprefix('text_model.')}"):
+        pipelines.load(folder)
+
+
+IS_OLD = int(transformers.__version__.partition(".")[0]) < 5
+NEW = pytest.param("", marks=pytest.mark.skipif(IS_OLD, reason="transformers 4 knows no other names than its own"))
+
+
+@pytest.mark.parametrize("prefix", ["text_model.", NEW])
+def test_text_encoders_of_other_versions_of_transformers(tmp_path, prefix):
+    folder = save_pipeline(tmp_path / "model")
+    file = folder / "text_encoder" / "model.safetensors"
+    expected = {name.removeprefix("text_model."): weight for name, weight in load_file(file).items()}
+    renamed = {prefix + name: weight for name, weight in expected.items()}
+    positions = torch.arange(77)[None]  # older versions keep them, too
+    save_file({**renamed, f"{prefix}embeddings.position_ids": positions}, file, {"format": "pt"})
+    found = pipelines.load(folder).text_encoder.state_dict()
+    assert all(torch.equal(found[name], expected[name.removeprefix("text_model.")]) for name in found)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("model_index.json", "[]", "holds a list"),
+        ("model_index.json", "[" * 100_000, "cannot be read as JSON"),
+        ("scheduler/scheduler_config.json", '{"beta_schedule": "steep"}', "The scheduler .* cannot be read"),
+        ("unet/config.json", '{"down_block_types": ["Wild"], "up_block_types": ["Wild"]}', "The unet .* cannot be"),
+        ("text_encoder/config.json", '{"num_hidden_layers": "one"}', "The text_encoder .* cannot be read"),
+        ("tokenizer/vocab.json", "[", "The tokenizer .* cannot be read"),
+    ],
+)
+def test_a_folder_with_odd_configurations(tmp_path, file, text, words):
+    folder = save_pipeline(tmp_path / "model")
+    for extra in (folder / "tokenizer").glob("tokenizer.json"):
+        extra.unlink()
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        pipelines.load(folder)
+
+
 def test_inpainting_is_refused(tmp_path):
     folder = save_pipeline(tmp_path / "model")
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
@@ -172,6 +225,45 @@ def test_files_that_are_not_what_they_say(tmp_path, suffix):
     config = tmp_path / "config"
     with pytest.raises(ValueError, match=r"has no config.json"):
         pipelines.load(file, config)
+
+
+def test_files_that_are_no_dictionaries_of_weights(tmp_path):
+    for what in ({"state_dict": torch.zeros(1)}, {"state_dict": {3: torch.zeros(1)}}, [torch.zeros(1)]):
+        torch.save(what, tmp_path / "model.ckpt")
+        with pytest.raises(ValueError, match=r"no checkpoint of SD1\.x"):
+            pipelines.load(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("pickled", [b"", b"\x80\x02h\x00.", b"\x80\x02.", b"\x80\x02}a."])
+def test_a_ckpt_with_a_broken_pickle(tmp_path, pickled):
+    torch.save({"state_dict": {}}, tmp_path / "whole.ckpt")
+    with zipfile.ZipFile(tmp_path / "whole.ckpt") as whole, zipfile.ZipFile(tmp_path / "model.ckpt", "w") as broken:
+        for name in whole.namelist():
+            broken.writestr(name, pickled if name.endswith("data.pkl") else whole.read(name))
+    with pytest.raises(ValueError, match=r"'model.ckpt' cannot be read: .* get the model as \.safetensors"):
+        pipelines.load(tmp_path / "model.ckpt")
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    save_file({"lora_unet.weight": torch.zeros(1)}, tmp_path / "lora.SAFETENSORS")
+    with pytest.raises(ValueError, match=r"no checkpoint of SD1\.x"):
+        pipelines.load(tmp_path / "lora.SAFETENSORS")
+
+
+def test_an_sdxl_that_lacks_what_diffusers_converts(tmp_path):
+    keys = [SD1_KEYS[0], "conditioner.embedders.1.model.ln_final.bias"]
+    save_file({key: torch.zeros(1) for key in keys}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"unet of 'model.safetensors' .* 'label_emb.* Give a folder with its conf"):
+        pipelines.load(tmp_path / "model.safetensors")
+
+
+def test_a_file_for_inpainting_is_called_so(tmp_path):
+    weights = {key: torch.zeros(1) for key in SD1_KEYS}
+    weights[pipelines.UNET + "input_blocks.0.0.weight"] = torch.zeros(8, 9, 3, 3)
+    weights[pipelines.VAE + "decoder.conv_in.weight"] = torch.zeros(8, 4, 3, 3)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"takes 9 channels and its VAE gives 4, as in inpainting"):
+        pipelines.load(tmp_path / "model.safetensors")
 
 
 def test_a_ckpt_that_would_run_code_is_not_opened(tmp_path):

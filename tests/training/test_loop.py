@@ -509,6 +509,37 @@ def test_min_snr_changes_what_is_learnt(make_model, make_embedding, make_example
 # What stops a training
 
 
+def test_each_progress_keeps_the_vectors_of_its_step(make_model, make_embedding, make_examples):
+    arguments = make_examples(), make_embedding(3, 2), settings(4)
+    then = [embedding for _, embedding in snapshots(make_model(), *arguments)]
+    later = [progress.embedding() for progress in list(train(make_model(), *arguments))]
+    assert [embedding.step for embedding in later] == [1, 2, 3, 4]
+    assert all(same(a, b) for a, b in zip(later, then, strict=True))
+
+
+def test_an_interrupt_between_two_encoders_updates_leaves_the_last_step(
+    make_model, make_embedding, make_examples, monkeypatch
+):
+    class Interrupting(torch.optim.AdamW):
+        steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            if self.steps == 4:
+                self.param_groups[0]["params"][0].data.add_(1)
+                raise KeyboardInterrupt
+            return super().step(closure)
+
+    arguments = make_examples(), make_embedding(), settings()
+    expected = snapshots(make_model(), *arguments)[2][1]
+    monkeypatch.setattr(torch.optim, "AdamW", Interrupting)
+    run = train(make_model(), *arguments)
+    *_, last = islice(run, 3)
+    with pytest.raises(KeyboardInterrupt):
+        next(run)
+    assert last.embedding().step == 3 and same(last.embedding(), expected)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_vectors(

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors import safe_open
 
 from textinv_core import load_embedding
 from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training import run as run_module
 from textinv_core.training.loop import TrainingError, train
 from textinv_core.training.run import _duration, new_run_folder, run_training
 from textinv_core.training.settings import TrainSettings
@@ -199,6 +202,121 @@ def test_an_interrupt_in_the_midst_of_a_step_keeps_the_step_before(
     assert files(tmp_path / "embeddings") == ["cat-3.safetensors"]
     assert same(stored(tmp_path, 3), expected[3][1])
     assert len(rows(tmp_path)) == 3
+
+
+def test_an_interrupt_just_after_the_vectors_changed_keeps_the_step_before(
+    tmp_path, make_model, make_examples, make_embedding, expected, monkeypatch
+):
+    class Interrupting(torch.optim.AdamW):
+        steps = 0
+
+        def step(self, closure=None):
+            super().step(closure)
+            self.steps += 1
+            if self.steps == 4:
+                raise Interrupted
+
+    monkeypatch.setattr(torch.optim, "AdamW", Interrupting)
+    with pytest.raises(Interrupted):
+        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path)
+    assert files(tmp_path / "embeddings") == ["cat-3.safetensors"]
+    assert stored(tmp_path, 3).step == 3 and same(stored(tmp_path, 3), expected[3][1])
+    assert len(rows(tmp_path)) == 3
+
+
+def test_an_interrupt_of_the_last_save_loses_nothing(
+    tmp_path, make_model, make_examples, make_embedding, expected, monkeypatch
+):
+    save, tries = run_module.save_embedding, []
+
+    def interrupted_once(*arguments):
+        tries.append(arguments)
+        if len(tries) == 1:
+            raise Interrupted
+        save(*arguments)
+
+    monkeypatch.setattr(run_module, "save_embedding", interrupted_once)
+    with pytest.raises(Interrupted):
+        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path)
+    assert same(stored(tmp_path, 6), expected[6][1])
+
+
+@pytest.fixture
+def handlers():
+    """Ctrl-C and SIGTERM raise, as in the command line's processes; what they are set to."""
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: end}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    yield ours
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("written", ["save_embedding", "write_atomically"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_second_interrupt_does_not_disturb_the_save(
+    tmp_path, make_model, make_examples, make_embedding, expected, monkeypatch, handlers, number, written
+):
+    write = getattr(run_module, written)
+
+    def disturbed(*arguments):
+        signal.raise_signal(number)
+        write(*arguments)
+
+    def on_step(progress):
+        if progress.step == 3:
+            monkeypatch.setattr(run_module, written, disturbed)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=on_step)
+    assert same(stored(tmp_path, 3), expected[3][1])
+    assert len(rows(tmp_path)) == 3
+    assert {n: signal.getsignal(n) for n in handlers} == handlers
+
+
+def test_a_save_that_fails_gives_the_signals_back(
+    tmp_path, make_model, make_examples, make_embedding, monkeypatch, handlers
+):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(run_module, "save_embedding", full)
+    with pytest.raises(OSError, match="no space left"):
+        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=stop_after(3))
+    assert {n: signal.getsignal(n) for n in handlers} == handlers
+
+
+@pytest.mark.usefixtures("handlers")
+def test_signals_set_by_others_than_python_are_left_alone(
+    tmp_path, make_model, make_examples, make_embedding, expected, monkeypatch
+):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with pytest.raises(Interrupted):
+        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=stop_after(3))
+    assert same(stored(tmp_path, 3), expected[3][1])
+
+
+def test_an_interrupt_in_another_thread_keeps_what_was_learnt(
+    tmp_path, make_model, make_examples, make_embedding, expected
+):
+    arguments = make_model(), make_examples(), make_embedding(), settings(), tmp_path
+    with ThreadPoolExecutor(1) as worker, pytest.raises(Interrupted):
+        worker.submit(run_training, *arguments, on_step=stop_after(3)).result()
+    assert same(stored(tmp_path, 3), expected[3][1])
+    assert len(rows(tmp_path)) == 3
+
+
+def test_losses_that_cannot_be_written_do_not_cost_the_embedding(
+    tmp_path, make_model, make_examples, make_embedding, expected
+):
+    (tmp_path / CSV).mkdir()
+    with pytest.raises(OSError):
+        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=stop_after(3))
+    assert same(stored(tmp_path, 3), expected[3][1])
 
 
 def test_a_training_error_says_what_is_kept_where(tmp_path, make_model, make_examples, make_embedding, expected):

@@ -21,6 +21,8 @@ from textinv_core.training.settings import TrainSettings
         {"loss_weighting": "snr"},
         {"gradient_checkpointing": "true"},
         {"save_every": -1},
+        {"seed": -1},
+        {"seed": 2**64},
     ],
     ids=str,
 )
@@ -37,5 +39,12 @@ def test_an_empty_range_of_timesteps_is_refused():
 
 def test_settings_at_the_edges_are_taken():
     TrainSettings(
-        ("[name]",), steps=1, gradient_clipping="value", clip_at=1e-9, min_timestep=999, max_timestep=1000, save_every=0
+        ("[name]",),
+        steps=1,
+        gradient_clipping="value",
+        clip_at=1e-9,
+        min_timestep=999,
+        max_timestep=1000,
+        save_every=0,
+        seed=2**64 - 1,
     )

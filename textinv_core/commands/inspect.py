@@ -1,5 +1,6 @@
 """`textinv inspect`: what is in an embedding file."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,9 +54,12 @@ def _facts(embedding: "Embedding", nearest: dict[str, list[list[tuple[str, float
     """All there is to say of an embedding, of the kinds JSON knows."""
     encoders = {}
     for key, rows in embedding.vectors.items():
-        vectors: list[dict[str, Any]] = [{"norm": norm} for norm in rows.norm(dim=1).tolist()]
+        # In double precision: the squares of what is finite are finite there.
+        vectors: list[dict[str, Any]] = [{"norm": norm} for norm in rows.double().norm(dim=1).tolist()]
         for vector, words in zip(vectors, nearest.get(key, []), strict=False):
-            vector["words"] = [{"word": word, "similarity": similarity} for word, similarity in words]
+            # Tokens that do not count come last, infinitely far away.
+            counted = [(word, similarity) for word, similarity in words if math.isfinite(similarity)]
+            vector["words"] = [{"word": word, "similarity": similarity} for word, similarity in counted]
         encoders[key] = {"width": rows.shape[1], "vectors": vectors}
     base = embedding.metadata.get("textinv.sd_checkpoint_name") or embedding.metadata.get("textinv.base_model")
     return {
@@ -78,7 +82,8 @@ def _show(report: Report, facts: dict[str, Any]) -> None:
         report.say(f"{_line(key)}: {_line(value)}")
     for key, encoder in facts["encoders"].items():
         vectors = encoder["vectors"]
-        table = Table("vector", "norm", title=f"{key}: {len(vectors)} x {encoder['width']}", title_justify="left")
+        title = Text(f"{key}: {len(vectors)} x {encoder['width']}", style="table.title")
+        table = Table("vector", "norm", title=title, title_justify="left")
         if "words" in vectors[0]:
             table.add_column("nearest words")
         for number, vector in enumerate(vectors, 1):

@@ -36,7 +36,7 @@ class Report:
 
     def facts(self, **facts: Any) -> None:
         if self.as_json and not self.quiet:
-            print(json.dumps(facts), flush=True)
+            print(json.dumps(facts, allow_nan=False), flush=True)  # JSON has no NaN, and other readers stop at it
 
 
 def complain(report: Report, message: str, code: int, **facts: Any) -> typer.Exit:

@@ -1,6 +1,7 @@
 """What a training is told, by a settings file, by flags, or by both: `[train]` is the node's own TrainSettings."""
 
 import difflib
+import reprlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -54,6 +55,17 @@ class Pictures:
     """Learn only where a picture is opaque; all of it where nothing is transparent."""
 
     def __post_init__(self):
+        from ..images.load import CAPTIONS
+        from ..images.resize import RESIZE_MODES
+        from ..prompts import filename_words
+
+        for name, value, known in (("captions", self.captions, CAPTIONS), ("resize", self.resize, RESIZE_MODES)):
+            if value not in known:
+                raise ValueError(f"There is no --{name} {value!r}; there are {', '.join(known)}.")
+        try:
+            filename_words("", self.filename_word_regex)
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise ValueError(f"The --filename-word-regex cannot be used. {error}") from None
         if self.width < 1 or self.height < 1:
             raise ValueError(f"Pictures cannot be made {self.width}x{self.height} pixels: use 64 or more for each.")
 
@@ -151,7 +163,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name!r} has more than 1 MiB, which no settings need. Is it the right file?")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path.name!r} cannot be read as TOML: {error}.") from None
 
 
@@ -238,7 +250,9 @@ def _value(setting: Setting, value: Any) -> Any:
         return value
     kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
     wanted = kinds.get(setting.kind, "a text or a list of texts")
-    raise ValueError(f"The settings file says {_place(setting.table, setting.key)} is {value!r}; it must be {wanted}.")
+    place = _place(setting.table, setting.key)
+    # Shortened, because a table in tables in tables ... has a repr without end.
+    raise ValueError(f"The settings file says {place} is {reprlib.repr(value)}; it must be {wanted}.")
 
 
 def _plan(settings: dict[str, Any]) -> Plan:
@@ -264,6 +278,21 @@ def _lines(template: tuple[str, ...]) -> tuple[str, ...]:
 
     [first, *more] = template
     return template_lines("custom", "\n".join(template)) if more or "[name]" in first else template_lines(first)
+
+
+def check_paths(plan: Plan) -> None:
+    """Raise ValueError, naming the flag, for a file or folder that is not there.
+
+    No part of a Plan's own checks: a job's may come while others are trained.
+    """
+    for flag, path, what, is_there in (
+        ("--model", plan.model, "file or folder", Path.exists),
+        ("--model-config", plan.model_config, "folder", Path.is_dir),
+        ("--from", plan.from_, "file", Path.is_file),
+        ("--images", plan.images.folder, "folder", Path.is_dir),
+    ):
+        if path is not None and not is_there(path):
+            raise ValueError(f"{flag} is {str(path)!r}, and there is no such {what}.")
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:

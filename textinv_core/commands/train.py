@@ -1,5 +1,6 @@
 """`textinv train`: from pictures to an embedding, or a list of such jobs."""
 
+import gc
 import os
 import shlex
 import sys
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 
 from .options import given, with_flags
 from .output import FAILED, INTERRUPTED, USAGE, Report, complain, failing, logging_to_stderr
-from .plan import PANELS, Pictures, Plan, facts_of, plans, read_file
+from .plan import PANELS, Pictures, Plan, check_paths, facts_of, plans, read_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ..training.parallel import Processes
     from ..training.run import Trained
 
+# What an embedding to go on from says of the model it was trained on before.
+EARLIER_MODEL = ("textinv.base_model", "textinv.sd_checkpoint")
 RECENT = 20  # losses in the mean that is shown: single ones say more of their noise level than of progress
 
 
@@ -82,6 +85,9 @@ def train(
         images = "cat_pictures"
         train.steps = 3000
 
+    A job counts as done by its settings alone: that pictures or model files have changed since is not seen, only their
+    paths are compared. To train it again, delete its `job.json`, in `textual_inversion/NAME` of the output folder.
+
     Ctrl-C keeps what was learnt and says how to go on. One training on several GPUs or processes, which share its
     gradient accumulation: `torchrun --nproc-per-node 2 -m textinv_core train ink.toml --gradient-accumulation 2`
 
@@ -91,14 +97,17 @@ def train(
     with failing(report, USAGE):
         told = read_file(settings) if settings else {}
         todo, are_jobs = plans(told, given(PANELS, flags))
+        if not are_jobs:
+            check_paths(todo[0])
     with failing(report), logging_to_stderr():
         if are_jobs:
-            _train_jobs(todo, Report(as_json))
+            _train_jobs(todo, report)
         else:
-            from ..training.parallel import join
+            from ..training.parallel import check_shares, join
 
             processes = join()
-            report = Report(as_json, quiet=processes.rank > 0)
+            with failing(report, USAGE):
+                check_shares(processes, todo[0].train.batch_size, todo[0].train.gradient_accumulation)
             command = _command(context, processes)
             trained = train_one(todo[0], report, processes, command)
             if processes.rank == 0:
@@ -139,8 +148,9 @@ def _finish(plan: Plan, trained: "Trained", report: Report) -> None:
 
 
 def _train_jobs(todo: list[Plan], report: Report) -> None:
+    """Work a list off together with other processes. Each tells of its own jobs, and how all ended unless quiet."""
     from ..training.jobs import Job, run_jobs
-    from ..training.parallel import take_gpu
+    from ..training.parallel import heed_launcher, take_gpu
 
     roots = {plan.output for plan in todo}
     if len(roots) > 1:
@@ -151,10 +161,14 @@ def _train_jobs(todo: list[Plan], report: Report) -> None:
     by_name = {plan.name: plan for plan in todo}
     jobs = [Job(plan.name, facts_of(plan)) for plan in todo]
 
+    own = Report(report.as_json)
+
     def run(job: "Job", folder: Path) -> None:
         plan = by_name[job.name]
-        _finish(plan, train_one(plan, report), report)
+        check_paths(plan)
+        _finish(plan, train_one(plan, own), own)
 
+    heed_launcher()
     take_gpu()
     try:
         outcomes = run_jobs(jobs, _root(todo[0]), run)
@@ -165,6 +179,8 @@ def _train_jobs(todo: list[Plan], report: Report) -> None:
         report.facts(event="job", name=outcome.name, state=outcome.state, message=outcome.message)
         report.say(f"{outcome.name}: {outcome.state}{'. ' if outcome.message else ''}{outcome.message}")
     if failed := [outcome.name for outcome in outcomes if outcome.state == "failed"]:
+        if report.quiet:
+            raise typer.Exit(FAILED)
         raise complain(report, f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}.", FAILED)
 
 
@@ -184,14 +200,15 @@ def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, 
     from ..training.run import new_run_folder, run_training
 
     processes = processes or ALONE
+    images, captions, masks = load_pictures(plan.images)  # before the model, which takes longer to fail
     report.say(f"Loading {plan.model}")
     pipe = load_model(plan.model, plan.model_config, plan.device, plan.precision)
     embedding = starting_embedding(plan, pipe)
-    images, captions, masks = load_pictures(plan.images)
     examples = encoded_examples(images, captions, masks, host.latent_multiple(pipe), partial(host.encode_images, pipe))
     height, width = (side * host.latent_multiple(pipe) for side in examples[0].latent.shape[-2:])
     facts = {"textinv.sd_checkpoint_name": plan.model.stem, "modelspec.resolution": f"{width}x{height}"}
-    embedding = replace(embedding, metadata={**embedding.metadata, **facts})
+    others = {key: fact for key, fact in embedding.metadata.items() if key not in EARLIER_MODEL}
+    embedding = replace(embedding, metadata={**others, **facts})
     folder = new_run_folder(_root(plan), embedding.name) if processes.rank == 0 else _root(plan)
     report.facts(
         event="start",
@@ -208,23 +225,36 @@ def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, 
     except KeyboardInterrupt:
         if not command or processes.rank:
             raise
-        raise _stopped(report, command, folder) from None
+        raise _stopped(report, command, folder, embedding.name) from None
 
 
-def _stopped(report: Report, command: str, folder: Path) -> typer.Exit:
+def _stopped(report: Report, command: str, folder: Path, name: str) -> typer.Exit:
     """Say how to go on after an interrupt: with the newest of the embeddings that are kept, and the same settings."""
     kept = sorted(folder.glob("embeddings/*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     if not kept:
         return complain(report, "Stopped before the first step; nothing was learnt yet.", INTERRUPTED)
     go_on = f"{command} --from {shlex.quote(str(kept[-1]))}"  # of two --from, the last counts
-    report.facts(event="saved", path=str(kept[-1]))
+    report.facts(event="saved", name=name, path=str(kept[-1]))
     return complain(report, f"Stopped. To go on, type:\n{go_on}", INTERRUPTED, go_on=go_on)
 
 
-@cache
+_loaded: dict[tuple[Any, ...], Any] = {}  # what `load_model` was told last -> the pipeline
+
+
 def load_model(model: Path, config: Path | None, device: str, precision: str) -> Any:
-    """A pipeline, loaded once for all jobs that use it. Raises what `hosts.pipelines.load` does, and ValueError for a
-    device there is not."""
+    """A pipeline, loaded once for all jobs in a row that use it; another one's memory is given back before.
+
+    Raises what `hosts.pipelines.load` does, and ValueError for a device there is not.
+    """
+    told = (model, config, device, precision)
+    if told not in _loaded:
+        _loaded.clear()
+        gc.collect()  # modules and their methods can refer to one another
+        _loaded[told] = _load_model(*told)
+    return _loaded[told]
+
+
+def _load_model(model: Path, config: Path | None, device: str, precision: str) -> Any:
     import torch
 
     from ..hosts import diffusers as host
@@ -305,6 +335,7 @@ def showing(report: Report, plan: Plan, embedding: "Embedding", folder: Path) ->
             bar.update(task, completed=progress.step, total=progress.last_step, state=state)
             report.facts(
                 event="step",
+                name=embedding.name,
                 step=progress.step,
                 last_step=progress.last_step,
                 loss=progress.loss,
@@ -313,6 +344,6 @@ def showing(report: Report, plan: Plan, embedding: "Embedding", folder: Path) ->
             )
             if plan.train.save_every and progress.step % plan.train.save_every == 0:
                 path = folder / "embeddings" / f"{embedding.name}-{progress.step}.safetensors"
-                report.facts(event="saved", path=str(path), step=progress.step)
+                report.facts(event="saved", name=embedding.name, path=str(path), step=progress.step)
 
         yield on_step

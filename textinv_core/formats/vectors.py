@@ -1,5 +1,6 @@
 """What all kinds of embedding files have in common: their size, the names of text encoders, the facts they carry."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 
 # The keys other programs write. More of ComfyUI's encoders take embeddings; files of our own may use any of them.
 ENCODER_KEYS = {"clip_l", "clip_g", "clip_h", "t5xxl", "llama", "qwen3_4b", "qwen3_8b", "mistral3_24b", "ministral3_3b"}
+# What any of them looks like: keys get into messages, tables and the names of tensors.
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 KEY_BY_WIDTH = {768: "clip_l", 1280: "clip_g", 1024: "clip_h", 4096: "t5xxl"}
 
 # Facts that every save states anew, and a hash that no longer holds then.
@@ -51,18 +54,23 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
 
     ours: whether the keys are known to be encoder keys. Otherwise a single tensor under another key (`emb_params`,
     `*`, ...) gets the key that goes with its width.
+
+    Raises ValueError for what are no vectors, and for keys that are no encoder's: those have 1 to 64 letters (A-Z),
+    digits, `_`, `.` and `-`.
     """
     for key, tensor in tensors.items():
         # A file of a few bytes may repeat one value without end: a tensor's size says nothing about its memory.
         too_large = tensor.numel() > MAX_FILE_BYTES // 4
         if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or tensor.numel() == 0 or too_large:
             raise ValueError(
-                f"{file!r} is no embedding: {key!r} is {tensor.dtype} of shape {list(tensor.shape)}, not vectors."
+                f"{file!r} is no embedding: {key[:64]!r} is {tensor.dtype} of shape {list(tensor.shape)}, not vectors."
             )
     if not ours and not tensors.keys() <= ENCODER_KEYS:
         tensors = {_key_by_width(tensors, file): tensor for tensor in tensors.values()}
     vectors = {}
     for key, tensor in tensors.items():
+        if not KEY_PATTERN.fullmatch(key):
+            raise ValueError(f"{file!r} is no embedding: it holds vectors for {key[:64]!r}, which is no text encoder.")
         # A copy, because stored tensors may be the mapped file.
         vectors[key] = torch.atleast_2d(tensor.detach()).to(torch.float32, copy=True)
         if not vectors[key].isfinite().all():
@@ -73,13 +81,13 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
 def _key_by_width(tensors: Mapping[str, Tensor], file: str) -> str:
     """The encoder key that goes with the width of the only tensor."""
     if len(tensors) > 1:
-        keys = ", ".join(list(tensors)[:4])
+        keys = ", ".join(repr(key[:64]) for key in list(tensors)[:4])
         raise ValueError(f"{file!r} is no embedding: it holds {len(tensors)} tensors ({keys}, ...), not encoder keys.")
     [(key, tensor)] = tensors.items()
     width = tensor.shape[-1]
     if width not in KEY_BY_WIDTH:
         known = ", ".join(f"{width} ({key})" for width, key in KEY_BY_WIDTH.items())
-        raise ValueError(f"{file!r} holds vectors of width {width} under {key!r}; widths known are {known}.")
+        raise ValueError(f"{file!r} holds vectors of width {width} under {key[:64]!r}; widths known are {known}.")
     return KEY_BY_WIDTH[width]
 
 

@@ -6,7 +6,8 @@ What a single file does not say (see `configs/README.md`) comes with this packag
 import gzip
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +24,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -32,6 +32,7 @@ CONFIGS = Path(__file__).parent / "configs"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 UNET = "model.diffusion_model."
+VAE = "first_stage_model."
 # Family -> where its checkpoints keep the text encoders that it alone has.
 FAMILIES = {
     "sdxl": "conditioner.embedders.1.model.",
@@ -70,16 +71,33 @@ def load(
         parts = _single_file(path, config, dtype)
     else:
         raise FileNotFoundError(f"There is no model {path}: neither a file nor a folder.")
-    channels, expected = parts["unet"].config["in_channels"], parts["vae"].config["latent_channels"]
-    if channels != expected:
-        raise ValueError(
-            f"{path.name!r} cannot be trained on here: its UNet takes {channels} channels and its VAE gives "
-            f"{expected}, as in inpainting models. Use the model it was made from."
-        )
+    _check_channels(parts["unet"].config["in_channels"], parts["vae"].config["latent_channels"], path.name)
     if "text_encoder_2" in parts:
         return StableDiffusionXLPipeline(**parts, add_watermarker=False).to(device)
     parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return StableDiffusionPipeline(**parts).to(device)
+
+
+def _check_channels(taken: int, given: int, name: str) -> None:
+    if taken != given:
+        raise ValueError(
+            f"{name!r} cannot be trained on here: its UNet takes {taken} channels and its VAE gives {given}, as in "
+            "inpainting models. Use the model it was made from."
+        )
+
+
+@contextmanager
+def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
+    """Turn what readers of files raise, which is anything where those are damaged or odd, into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"there is no {error}"
+        if isinstance(error, pickle.UnpicklingError):  # torch would advise to open it without protection
+            reason = "it is damaged, or there is more in it than weights"
+        raise ValueError(f"{what} cannot be read: {reason}. {advice}") from error
 
 
 # Folders
@@ -92,32 +110,51 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         raise ValueError(f"{folder.name!r} holds a {kind}. Embeddings are trained here on {' or '.join(PIPELINES)}.")
     names = list(TEXT_ENCODERS)[: 1 + (kind == "StableDiffusionXLPipeline")]
     parts: dict[str, Any] = {}
-    try:
-        for name, model, told in (
-            ("unet", UNet2DConditionModel, {"torch_dtype": dtype}),
-            ("vae", AutoencoderKL, {"torch_dtype": torch.float32}),
-            *((name, TEXT_ENCODERS[name], {}) for name in names),
-        ):
-            files = [file.name for file in (folder / name).glob("*.safetensors")]
-            variant = "fp16" if files and all(".fp16." in file for file in files) else None
-            parts[name] = model.from_pretrained(folder / name, variant=variant, local_files_only=True, **told)
-            parts[name].requires_grad_(False).eval()
-    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(f"The model in {folder.name!r} cannot be read: {error}") from error
+    for name, model, told in (
+        ("unet", UNet2DConditionModel, {"torch_dtype": dtype}),
+        ("vae", AutoencoderKL, {"torch_dtype": torch.float32}),
+        # With this, sizes that differ are told of as what is missing is, instead of in a table in the log.
+        *((name, TEXT_ENCODERS[name], {"ignore_mismatched_sizes": True}) for name in names),
+    ):
+        files = [file.name for file in (folder / name).glob("*.safetensors")]
+        variant = "fp16" if files and all(".fp16." in file for file in files) else None
+        with _reading(f"The {name} in {folder.name!r}"):
+            loaded: Any = model.from_pretrained(
+                folder / name, variant=variant, local_files_only=True, output_loading_info=True, **told
+            )
+        parts[name], loading = loaded
+        _check_filled(loading, f"{name} in {folder.name!r}")
+        parts[name].requires_grad_(False).eval()
     for name in names:
         parts[name].to(dtype)
     return {**parts, **_tokenizers(folder, names), "scheduler": _scheduler(folder)}
 
 
+def _check_filled(loading: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError where a library had no weights from the file for some of a model: it leaves random ones."""
+    missing = sorted(loading["missing_keys"])
+    mismatched = sorted(name for name, *_ in loading["mismatched_keys"])
+    if missing or mismatched:
+        count = len(missing) + len(mismatched)
+        is_wrong = f"{missing[0]} is not there" if missing else f"{mismatched[0]} has another shape"
+        raise ValueError(
+            f"The {what} is not what its configuration says: {is_wrong}{f', and {count - 1} more' * (count > 1)}. "
+            "Check that the folder is whole, and diffusers and transformers not older than those that saved it."
+        )
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        told = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"{str(file.parent)!r} has no {file.name}. A model folder is laid out as diffusers saves one."
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} cannot be read as JSON: {error}. Is it whole?") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"{str(file)!r} holds a {type(told).__name__}, not a configuration. Is it the right file?")
+    return told
 
 
 def _scheduler(folder: Path, **changed: Any) -> Any:
@@ -125,7 +162,8 @@ def _scheduler(folder: Path, **changed: Any) -> Any:
     told = {**_json(folder / "scheduler" / "scheduler_config.json"), **changed}
     kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     kept += ("timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
-    return DPMSolverMultistepScheduler.from_config({key: told[key] for key in kept if key in told})
+    with _reading(f"The scheduler in {folder.name!r}"):
+        return DPMSolverMultistepScheduler.from_config({key: told[key] for key in kept if key in told})
 
 
 def _tokenizers(folder: Path, text_encoders: list[str]) -> dict[str, Any]:
@@ -137,7 +175,8 @@ def _tokenizers(folder: Path, text_encoders: list[str]) -> dict[str, Any]:
         is_openai = _json(folder / text_encoder / "config.json").get("hidden_act") == "quick_gelu"
         found[name] = clip_tokenizer("<|endoftext|>" if is_openai else "!")
         if (folder / name).is_dir():
-            own: Any = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
+            with _reading(f"The {name} in {folder.name!r}"):
+                own: Any = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
             # Where "!" pads, published folders have the tokenizer treat every "!" in a text as padding. So their own
             # is only taken where it knows other words.
             if own.get_vocab() != found[name].get_vocab():
@@ -175,44 +214,59 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
     family = _family(weights, path.name)
     folder = CONFIGS / family if config is None else Path(config)
     names = list(TEXT_ENCODERS)[: 1 + (family == "sdxl")]
-    with torch.device("meta"):
-        unet: Any = UNet2DConditionModel.from_config(_json(folder / "unet" / "config.json"))
-        vae: Any = AutoencoderKL.from_config(_json(folder / "vae" / "config.json"))
-        texts: dict[str, Any] = {name: TEXT_ENCODERS[name](_text_config(folder / name)) for name in names}
-    found = {
-        "unet": convert_ldm_unet_checkpoint(weights, unet.config),
-        "vae": convert_ldm_vae_checkpoint(weights, vae.config),
-    }
+    _check_file_channels(weights, path.name)
+    advice = "Give a folder with its configurations as config" if config is None else "Correct the config"
+    advice += ", or check that the file is whole."
+    # All of them first: transformers would look for a missing one elsewhere.
+    configs = {name: _json(folder / name / "config.json") for name in ("unet", "vae", *names)}
+    with _reading(f"The configuration in {folder.name!r}"), torch.device("meta"):
+        unet: Any = UNet2DConditionModel.from_config(configs["unet"])
+        vae: Any = AutoencoderKL.from_config(configs["vae"])
+        texts: dict[str, Any] = {
+            name: TEXT_ENCODERS[name](CLIPTextConfig.from_pretrained(folder / name, local_files_only=True))
+            for name in names
+        }
+    with _reading(f"The unet of {path.name!r}", advice):
+        found = {"unet": convert_ldm_unet_checkpoint(weights, unet.config)}
+    with _reading(f"The vae of {path.name!r}", advice):
+        found["vae"] = convert_ldm_vae_checkpoint(weights, vae.config)
     for name, model in texts.items():
         is_open_clip = family == "sd2" or name == "text_encoder_2"
-        found[name] = (
-            convert_open_clip_checkpoint(model, weights, FAMILIES[family])
-            if is_open_clip
-            else convert_ldm_clip_checkpoint(weights)
-        )
+        with _reading(f"The {name} of {path.name!r}", advice):
+            found[name] = (
+                convert_open_clip_checkpoint(model, weights, FAMILIES[family])
+                if is_open_clip
+                else convert_ldm_clip_checkpoint(weights)
+            )
         # Counts places up to the window's end; in no file, and on no device yet.
         positions = torch.arange(model.config.max_position_embeddings)[None]
         getattr(model, "text_model", model).embeddings.register_buffer("position_ids", positions, persistent=False)
     parts = {"unet": unet, "vae": vae, **texts}
     for name, model in parts.items():
-        _fill(model, found[name], torch.float32 if name == "vae" else dtype, f"{name} of {path.name!r}", config)
+        _fill(model, found[name], torch.float32 if name == "vae" else dtype, f"{name} of {path.name!r}", advice)
     changed = _prediction(weights, family) if config is None else {}
     return {**parts, **_tokenizers(folder, names), "scheduler": _scheduler(folder, **changed)}
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
+    advice = "Is it whole, and a .safetensors? A .ckpt that holds more than weights is not opened, because it could "
+    advice += "run code; get the model as .safetensors."
+    with _reading(repr(path.name), advice):
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
         # Old checkpoints are pickles, which may run code; torch reads only those that need none.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path.name!r} cannot be read: {str(error).splitlines()[0]} Is it whole, and a .safetensors? A .ckpt that "
-            "holds more than weights is not opened, because it could run code; get the model as .safetensors."
-        ) from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+    loaded = loaded if isinstance(loaded, dict) else {}
+    return {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _check_file_channels(weights: Mapping[str, Tensor], file: str) -> None:
+    """As `_check_channels`, by what a single file holds: one for inpainting needs another model, not another config."""
+    convs = weights.get(UNET + "input_blocks.0.0.weight"), weights.get(VAE + "decoder.conv_in.weight")
+    taken, given = (conv.shape[1] if conv is not None and conv.ndim == 4 else None for conv in convs)
+    if taken and given:
+        _check_channels(taken, given, file)
 
 
 def _family(weights: Mapping[str, Tensor], file: str) -> str:
@@ -239,14 +293,7 @@ def _prediction(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
     return {}
 
 
-def _text_config(folder: Path) -> CLIPTextConfig:
-    _json(folder / "config.json")  # transformers would look for a missing one elsewhere
-    return CLIPTextConfig.from_pretrained(folder, local_files_only=True)
-
-
-def _fill(
-    model: torch.nn.Module, found: Mapping[str, Tensor], dtype: torch.dtype, what: str, config: Path | None
-) -> None:
+def _fill(model: torch.nn.Module, found: Mapping[str, Tensor], dtype: torch.dtype, what: str, advice: str) -> None:
     """Put `found`, named as in diffusers, into the empty `model`. Raises ValueError where it does not fit."""
     # Some versions of transformers, and some checkpoints, leave this part of the name out.
     found = {name.removeprefix("text_model."): weight for name, weight in found.items()}
@@ -255,10 +302,9 @@ def _fill(
         weight = found.get(name.removeprefix("text_model."))
         if weight is None or weight.shape != empty.shape:
             is_there = "is not there" if weight is None else f"has shape {list(weight.shape)}"
-            advice = "Give a folder with its configurations as config" if config is None else "Correct the config"
             raise ValueError(
                 f"The {what} is not what its configuration says: {name} {is_there}, it should have "
-                f"{list(empty.shape)}. {advice}, or check that the file is whole."
+                f"{list(empty.shape)}. {advice}"
             )
         filled[name] = weight.to(dtype).contiguous()
     model.load_state_dict(filled, assign=True)

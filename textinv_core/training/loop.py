@@ -34,6 +34,8 @@ class Progress:
     """Where a training stands after an optimizer step, and with which one it will end.
 
     loss: mean over the step's batches.
+
+    Holds a copy of the step's vectors, some kilobytes for each, on the model's device.
     """
 
     step: int
@@ -44,8 +46,8 @@ class Progress:
     _vectors: dict[str, Tensor]
 
     def embedding(self) -> Embedding:
-        """The embedding as it is now; valid until the loop goes on."""
-        vectors = {key: rows.detach().to("cpu", copy=True) for key, rows in self._vectors.items()}
+        """The embedding as it was after this step, whatever the training has done since."""
+        vectors = {key: rows.to("cpu", copy=True) for key, rows in self._vectors.items()}
         return Embedding(self._embedding.name, vectors, self.step, self._embedding.metadata)
 
 
@@ -53,7 +55,8 @@ def chance(seed: int, stream: str, *place: int) -> Generator:
     """A generator for one of STREAMS at one place of a training: an epoch, or a batch and what is in it.
 
     None disturbs another: turning shuffling on changes no noise, a host may ask for orders in any sequence, a training
-    goes on at any step as if it had not stopped, and processes can run different batches of it.
+    that goes on from some step draws there what it would have drawn without a stop, and processes can run different
+    batches of it.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *place))
     return Generator().manual_seed(int(sequence.generate_state(1)[0]))
@@ -158,15 +161,17 @@ def train(
     """Train a copy of `embedding` on `examples`, one optimizer step (AdamW, no weight decay) at a time.
 
     Vectors and optimizer are float32 whatever the model is. Counts on from `embedding.step`, until `settings.steps`
-    or where the learning rates end. Same seed and inputs give the same bits on a CPU.
+    or where the learning rates end. Same seed and inputs give the same bits on a CPU. A training that goes on sees the
+    pictures, prompts, noise and orders it would have seen without a stop; its optimizer starts afresh, so that its
+    vectors are others.
 
     processes: from `parallel.join`. They share the `gradient_accumulation` batches of each step and exchange losses and
     gradients of the vectors; each has to be given the same inputs, and yields the same. With equally many threads a
     process (`torchrun` sets OMP_NUM_THREADS to 1) those are the very bits that one process would give.
 
     Raises ValueError for bad settings before the first step, and TrainingError when nothing names the embedding, when
-    a loss or gradient is not finite (the vectors are then still those of the last step), and when no gradient has
-    reached the vectors for 20 steps. Raises ConnectionError when another process is lost.
+    a loss or gradient is not finite, and when no gradient has reached the vectors for 20 steps. Raises ConnectionError
+    when another process is lost.
     """
     if not examples:
         raise TrainingError("There are no pictures to learn from.")
@@ -241,4 +246,6 @@ def train(
             torch.nn.utils.clip_grad_value_(vectors.values(), settings.clip_at)
         scaler.step(optimizer)
         scaler.update()
-        yield Progress(step, rates.last_step, loss, rate, embedding, vectors)
+        # An interrupt can come in the midst of the next update, when they are those of no step.
+        learnt = {key: rows.detach().clone() for key, rows in vectors.items()}
+        yield Progress(step, rates.last_step, loss, rate, embedding, learnt)

@@ -54,20 +54,30 @@ def take_gpu() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
+def heed_launcher() -> bool:
+    """Whether this process was started with others, by WORLD_SIZE in the environment.
+
+    To be called from the main thread: if so, SIGTERM, by which launchers end the rest when one process fails, is a
+    SystemExit from then on, so that what was learnt is kept.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    signal.signal(signal.SIGTERM, _end)
+    return True
+
+
 def join() -> Processes:
     """Meet the processes that this one was started with, and take a GPU; ALONE where it was started by itself.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from the environment, where both launchers put
-    them. To be called once, from the main thread: from then on SIGTERM, by which the launchers end the rest when one
-    process fails, is a SystemExit, so that what was learnt is kept.
+    them. To be called once, from the main thread; see `heed_launcher`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not heed_launcher():
         return ALONE
     take_gpu()
     # Over CPUs even where there are GPUs: what is exchanged, once a step, is some hundred kilobytes, and one way that
     # works on every system, and with several processes on one GPU, is worth more than NCCL's microseconds.
     torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
-    signal.signal(signal.SIGTERM, _end)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 

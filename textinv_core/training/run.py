@@ -2,8 +2,11 @@
 
 import json
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -51,6 +54,24 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM for the length of the block. They only ever reach the main thread; elsewhere this does
+    nothing."""
+    handlers = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # One that was not set from Python could not be put back from there.
+                if (handler := signal.getsignal(number)) is not None:
+                    handlers[number] = handler
+                    signal.signal(number, signal.SIG_IGN)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 class _Record:
     """Writes a run's files as it goes on."""
 
@@ -92,7 +113,8 @@ def run_training(
     on_step: called after each optimizer step; whatever it raises ends the run, an interrupt for example.
 
     Whatever ends the run after its first step, the vectors of the last good step are in `embeddings/` and the losses
-    in `textual_inversion_loss.csv`; a TrainingError's message then says where.
+    in `textual_inversion_loss.csv`; a TrainingError's message then says where. In the main thread, Ctrl-C and SIGTERM
+    are ignored while these are written after an interrupt or error.
 
     Of several processes, the first alone writes to its `folder`, and logs.
     """
@@ -128,15 +150,17 @@ def run_training(
             if settings.save_every and progress.step % settings.save_every == 0:
                 record.save(progress.embedding())
             on_step(progress)
+        assert progress is not None  # the learning rates reach at least one step, and the last one writes the losses
+        trained = progress.embedding()
+        record.save(trained)
+        return Trained(trained, record.losses, folder)
     except BaseException as stopped:
-        if progress is not None:
-            record.write_losses()
+        if progress is None:
+            raise
+        with _uninterrupted():
             path = record.save(progress.embedding())
+            record.write_losses()
             log.warning(f"textinv: stopped at step {progress.step}; what was learnt so far is in {path}")
-            if isinstance(stopped, TrainingError):
-                raise TrainingError(f"{stopped} The embedding of step {progress.step} is kept in {path}.") from stopped
+        if isinstance(stopped, TrainingError):
+            raise TrainingError(f"{stopped} The embedding of step {progress.step} is kept in {path}.") from stopped
         raise
-    assert progress is not None  # the learning rates reach at least one step, and the last one writes the losses
-    trained = progress.embedding()
-    record.save(trained)
-    return Trained(trained, record.losses, folder)

@@ -24,7 +24,7 @@ class TrainSettings:
     """Batches an optimizer step, at least 1. Steadier gradients for time alone; parallel processes share them."""
 
     seed: int = 0
-    """Decides noise, timesteps, order of pictures, template lines and vector orders, each on its own."""
+    """Decides noise, timesteps, order of pictures, template lines and vector orders, each on its own; 0 to 2^64 - 1."""
 
     gradient_clipping: str = "off"
     """`norm` scales all gradients of a step down to `clip_at` together, `value` cuts each one off there."""
@@ -54,6 +54,7 @@ class TrainSettings:
             "steps": self.steps >= 1,
             "batch_size": self.batch_size >= 1,
             "gradient_accumulation": self.gradient_accumulation >= 1,
+            "seed": 0 <= self.seed < 2**64,
             "gradient_clipping": self.gradient_clipping in ("off", "norm", "value"),
             "clip_at": self.clip_at > 0,
             "min_timestep": 0 <= self.min_timestep < self.max_timestep,
