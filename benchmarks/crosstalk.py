@@ -120,7 +120,7 @@ def figure(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Dots with their intervals, for each mode and number of vectors; needs matplotlib."""
     from matplotlib import pyplot
 
-    names = {"crossed": "pictures with a colour on the wrong part, %", "right": "parts with their own colour, %"}
+    names = {"crossed": "prompts with all vectors", "half crossed": "prompts with half of the vectors"}
     drawing, axes = pyplot.subplots(1, len(names), figsize=(11, 4.2))
     for axis, (name, title) in zip(axes, names.items(), strict=True):
         for i, mode in enumerate(MODES):
@@ -134,8 +134,9 @@ def figure(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_xticks(range(len(VECTORS)), [f"{n} vector{'s' if n > 1 else ''}" for n in VECTORS])
         axis.set_title(title, fontsize=11)
         axis.grid(axis="y", alpha=0.3)
-        axis.set_ylim(bottom=0 if name == "crossed" else None)
-    axes[1].legend(fontsize=8, loc="lower left")
+        axis.set_ylim(0, 65)
+    axes[0].set_ylabel("pictures with a colour on the wrong part, %")
+    axes[0].legend(fontsize=8, loc="upper left")
     drawing.tight_layout()
     drawing.savefig(path, dpi=110)
 
@@ -158,17 +159,18 @@ def main() -> None:
         ]
 
     print(f"{given.characters} characters x {given.seeds} seeds, {STEPS} steps of {BATCH}; percent (95 % interval)\n")
-    print(f"| vectors | mode | {' | '.join(FIGURES)} | stray | crossed, less off | right, less off |")
-    print("|---" * (len(FIGURES) + 5) + "|")
+    compared = ("crossed", "half crossed", "half right")
+    print(f"| vectors | mode | {' | '.join([*FIGURES, 'stray', *(f'{name}, less off' for name in compared)])} |")
+    print("|---" * (len(FIGURES) + len(compared) + 3) + "|")
     words = [[described(character, 24)] for character in range(given.characters)]
     shares = [points([[f(one) for one in row] for row in words]) for f in (crossed, accuracy)]
-    print(f"| | in words | {' | '.join(shares)} | | | | | {strays(words)} | | |")
+    print(f"| | in words | {' | '.join(shares)} | | | | | {strays(words)} | | | |")
     summary = []
     for mode, n in cells:
         values = {name: np.array([[f(one) for one in row] for row in of(mode, n)]) for name, f in FIGURES.items()}
         off = {name: np.array([[f(one) for one in row] for row in of("off", n)]) for name, f in FIGURES.items()}
         row = [*(points(value) for value in values.values()), strays(of(mode, n))]
-        row += [points(values[name] - off[name], sign=True) if mode != "off" else "" for name in ("crossed", "right")]
+        row += [points(values[name] - off[name], sign=True) if mode != "off" else "" for name in compared]
         print(f"| {n} | {mode} | {' | '.join(row)} |")
         less = {f"{name}, less off": interval(values[name] - off[name]) for name in values}
         summary.append({"vectors": n, "mode": mode, **{name: interval(v) for name, v in values.items()}, **less})
