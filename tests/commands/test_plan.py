@@ -8,6 +8,7 @@ pytest.importorskip("typer")
 
 from textinv_core.commands.plan import check_paths, facts_of, plans, read_file
 from textinv_core.prompts import TEMPLATES
+from textinv_core.training.presets import PRESETS
 from textinv_core.training.settings import TrainSettings
 
 LEAST = {"model": "m.safetensors", "name": "cat", "images": "cats"}
@@ -37,6 +38,21 @@ def test_flags_win_over_the_file_setting_by_setting():
     made = plan(file, {"vectors": 5, "train": {"steps": 20}, "images": {"flip": False}})
     assert (made.vectors, made.train.steps, made.train.seed) == (5, 20, 4)
     assert (made.images.folder, made.images.flip) == (Path("a"), False)
+
+
+def test_a_preset_lies_under_everything_else():
+    told = {"preset": "style", "vectors": 2, "train": {"batch_size": 3}}
+    made = plan(told, {"train": {"learning_rate": "0.5"}})
+    assert made.train.template == TEMPLATES["style"]
+    assert (made.vectors, made.train.batch_size, made.train.learning_rate) == (2, 3, "0.5")
+    assert made.train.steps == PRESETS["style"]["train"]["steps"]
+    assert "no preset 'stile'; there are subject and style" in refused({"preset": "stile"})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_made_of_settings(name):
+    made = plan({"preset": name})
+    assert {key: getattr(made.train, key) for key in PRESETS[name]["train"]} == PRESETS[name]["train"]
 
 
 def test_jobs_win_over_what_is_common_and_flags_over_jobs():

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..schedule import LearningRateSchedule
 from ..shuffle import ShuffleConfig
+from ..training.presets import PRESETS
 from ..training.settings import TrainSettings
 from .options import Setting, settings_of
 
@@ -83,6 +84,10 @@ class Plan:
     images: Pictures
     train: TrainSettings
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
+
+    preset: str = ""
+    """Settings to start from, `subject` or `style`: those that learnt best where it was measured. What you set yourself
+    wins."""
 
     name: str = ""
     """What prompts will call the embedding: embedding:NAME. Letters, digits, _ and - only. With --from it can stay as
@@ -257,6 +262,10 @@ def _value(setting: Setting, value: Any) -> Any:
 
 def _plan(settings: dict[str, Any]) -> Plan:
     """Settings laid out as in a file -> a plan, with the template's lines in its TrainSettings."""
+    preset = settings.get("preset", "")
+    if preset and preset not in PRESETS:
+        raise ValueError(f"There is no preset {preset!r}; there are {' and '.join(PRESETS)}.")
+    settings = _merged(PRESETS.get(preset, {}), settings)
     for table, key, what in (("", "model", "model to learn on"), ("images", "folder", "folder of pictures")):
         if not (settings.get(table, {}) if table else settings).get(key):
             flag = SETTINGS[table, key].flag
