@@ -3,13 +3,14 @@
 import importlib.util
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
 
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.loop import train
-from textinv_core.training.parallel import Processes, join
+from textinv_core.training.parallel import Processes, end, join
 from textinv_core.training.run import run_training
 from textinv_core.training.settings import TrainSettings
 
@@ -124,7 +125,15 @@ def run_and_fail(processes: Processes, folder: Path, wait: bool):
 
 if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
-    if what == "all":
-        run_all(join(), folder)
-    else:
-        run_and_fail(join(), folder, what == "fail-while-busy")
+    code = None
+    try:
+        if what == "all":
+            run_all(join(), folder)
+        else:
+            run_and_fail(join(), folder, what == "fail-while-busy")
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    end(code)

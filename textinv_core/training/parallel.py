@@ -1,9 +1,12 @@
 """One training shared by several processes, as `torchrun` and `accelerate launch` start them."""
 
+import logging
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -79,6 +82,18 @@ def join() -> Processes:
     # works on every system, and with several processes on one GPU, is worth more than NCCL's microseconds.
     torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def end(code: object) -> NoReturn:
+    """End a process that has joined others, with the exit status that SystemExit's `code` means, once all is written.
+
+    At once, and past Python's own ending: torch's threads of the connections often abort the process there, which
+    launchers take for a failure of the whole training.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def _end(number: int, _: object) -> None:
