@@ -6,6 +6,6 @@ Each is laid out like a settings file of the command: what is not in it keeps it
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "subject": {"template": ["subject"], "vectors": 4, "train": {"batch_size": 4, "learning_rate": "0.005"}},
+    "subject": {"template": ["subject"], "vectors": 4, "train": {"batch_size": 4, "learning_rate": "0.002"}},
     "style": {"template": ["style"], "vectors": 4, "train": {"batch_size": 4, "learning_rate": "0.005", "steps": 1000}},
 }
