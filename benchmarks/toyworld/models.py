@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from textinv_core.hosts.pipelines import byte_letters
+
 WIDTH = 96  # of text vectors, and of the UNet, which has a single resolution
 TOKENS = 48  # a prompt's window, start and end included
 LATENT = 8  # cells a side, of 8 pixels each
@@ -48,12 +50,6 @@ SCHEDULER = {
 # The tokenizer: CLIP's, with merges for the world's own words
 
 
-def _bytes() -> list[str]:
-    """CLIP's stand-ins for the 256 bytes, in the order of its vocabulary."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-
-
 def _split(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding of a word of plain letters."""
     pieces = [*word[:-1], word[-1] + "</w>"]
@@ -72,7 +68,7 @@ def vocabulary(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]
         # A merge of a rank above all others changes no word that is one token already.
         while len(pieces := _split(word, ranks)) > 1:
             ranks[pieces[0], pieces[1]] = len(ranks)
-    letters = _bytes()
+    letters = byte_letters()
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in ranks]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return {token: i for i, token in enumerate(tokens)}, list(ranks)

@@ -38,10 +38,10 @@ JITTER = [(dx, dy) for dx in (-2, -1, 0, 1, 2) for dy in (-1, 0, 1)]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What one picture shows. A colour is an index into COLOUR_NAMES; a hat may be None. jitter: pixels (x, y)."""
+class Character:
+    """What stays the same of somebody from picture to picture. A colour is an index into COLOUR_NAMES; a hat may be
+    None."""
 
-    background: int
     hair: int
     eyes: int
     shirt: int
@@ -49,6 +49,13 @@ class Scene:
     hat: int | None
     head: str
     length: str
+
+
+@dataclass(frozen=True)
+class Scene(Character):
+    """What one picture shows. jitter: pixels (x, y)."""
+
+    background: int
     position: str
     jitter: tuple[int, int] = (0, 0)
 
@@ -174,19 +181,6 @@ def judge(pictures: Tensor) -> list[Scene]:
 
 
 # Characters
-
-
-@dataclass(frozen=True)
-class Character:
-    """What stays the same of somebody from picture to picture."""
-
-    hair: int
-    eyes: int
-    shirt: int
-    trousers: int
-    hat: int | None
-    head: str
-    length: str
 
 
 def _character(rng: np.random.Generator) -> Character:

@@ -184,7 +184,7 @@ def _tokenizers(folder: Path, text_encoders: list[str]) -> dict[str, Any]:
     return found
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The letters that stand for bytes in CLIP's vocabulary, in its order: printable ones for themselves, first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = 256 - len(printable)
@@ -194,7 +194,7 @@ def _byte_letters() -> list[str]:
 def clip_tokenizer(pad: str) -> Any:
     """The tokenizer of all published SD1.x, SD2.x and SDXL; `pad` is the token that fills windows."""
     merges = gzip.decompress((CONFIGS / "clip_merges.txt.gz").read_bytes()).decode("utf-8")
-    letters = _byte_letters()
+    letters = byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += [pair.replace(" ", "") for pair in merges.splitlines()[1:]]  # the first line is a version
     words += ["<|startoftext|>", "<|endoftext|>"]
