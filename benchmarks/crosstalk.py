@@ -36,14 +36,14 @@ MODES: dict[str, tuple[dict[str, Any], int]] = {
     "off, unlocking": ({"progressive_words": True}, 4),
     "progressive, unlocking": ({"mode": "progressive", "progressive_words": True}, 4),
 }
-STEPS, BATCH = 100, 4
+STEPS, BATCH, RATE = 100, 4, "0.005"
 
 
 def lesson(mode: str, vectors: int, character: int, seed: int) -> Lesson:
     shuffle = dict(MODES[mode][0])
     if "progressive_words" in shuffle:
         shuffle["unlock_every"] = 2 * STEPS // 3 // vectors
-    settings = {"batch_size": BATCH}
+    settings = {"batch_size": BATCH, "learning_rate": RATE}
     return Lesson(
         character,
         vectors=vectors,

@@ -2,7 +2,8 @@
 
     python benchmarks/learning.py --folder FOLDER
 
-Each row is taught `characters` x `seeds` times: eight pictures of a character the world has no name for (or in a style:
+The rows `subject` and `style` are the presets, the others what is said of one thing otherwise. Each is taught
+`characters` x `seeds` times: eight pictures of a character the world has no name for (or in a style:
 any characters, in the same clothes before the same background), an embedding trained on them, and pictures with it
 judged from their pixels. `right` is the share of the parts that are right after all steps; `edited` the share of
 pictures that follow a change asked for by prompt, and `kept` the share of the other parts right in those. `steps` and
@@ -17,8 +18,12 @@ from typing import Any
 import numpy as np
 from lessons import Lesson, accuracy, arguments, interval, teach_all
 
-LOOKS = {"subject": (50, 100, 200), "style": (100, 200, 400)}
-BASE = {"vectors": 4, "learning_rate": "0.005", "batch_size": 4}
+from textinv_core.training.presets import PRESETS
+from textinv_core.training.settings import TrainSettings
+
+# A step's, here in one batch, which a CPU has sooner done.
+PICTURES = TrainSettings.batch_size * TrainSettings.gradient_accumulation
+LOOKS = {"subject": (50, 100, 200), "style": (100, 200, 400, 1000)}
 
 # What trainers' own documentation recommends: rates as they are after scaling, accumulated batches as one.
 FIELD = {
@@ -28,31 +33,38 @@ FIELD = {
     "kohya": {"vectors": 4, "learning_rate": "1e-6"},
     "a1111": {"vectors": 1, "learning_rate": "0.005", "batch_size": 1, "init_text": "*"},
 }
-SWEEP = {
-    "learning_rate": ("0.002", "0.01", "0.02"),
-    "vectors": (1, 8),
-    "batch_size": (1, 8),
-    "init_text": ("*",),
-    "loss_weighting": ("min_snr",),
-    "min_timestep": (500,),
-    "filewords": (True,),
+SWEEPS = {
+    "subject": {
+        "steps": (500,),
+        "learning_rate": ("0.001", "0.005", "0.01"),
+        "vectors": (1, 2, 8),
+        "batch_size": (1, 8),
+        "init_text": ("*",),
+        "loss_weighting": ("min_snr",),
+        "min_timestep": (500,),
+        "filewords": (True,),
+    },
+    "style": {"learning_rate": ("0.002", "0.01"), "vectors": (1,), "filewords": (True,)},
 }
-STYLE = {"learning_rate": ("0.01",), "vectors": (1,)}
 
 
 def rows() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Label -> kind of lesson, and what is other than in BASE."""
+    """Label -> kind of lesson, and what is other than in its preset."""
     found = {"subject": ("subject", {}), **{f"as {name}": ("subject", changed) for name, changed in FIELD.items()}}
-    for kind, sweep in {"subject": SWEEP, "style": STYLE}.items():
+    one_by_one = {"batch_size": 1, "gradient_accumulation": PICTURES}
+    found["subject, pictures one by one"] = ("subject", one_by_one)
+    for kind, sweep in SWEEPS.items():
         found[kind] = (kind, {})
         found |= {f"{kind}, {key} {value!r}": (kind, {key: value}) for key, values in sweep.items() for value in values}
     return found
 
 
 def lesson(kind: str, changed: dict[str, Any], character: int, seed: int) -> Lesson:
-    told = {**BASE, **changed}
+    told = {**PRESETS[kind]["train"], "vectors": PRESETS[kind]["vectors"], "batch_size": PICTURES, **changed}
     own = {key: told.pop(key) for key in ("vectors", "init_text", "filewords") if key in told}
-    return Lesson(character, kind, seed=seed, settings=told, looks=LOOKS[kind], **own)
+    last = told.pop("steps")
+    looks = sorted({*LOOKS[kind], last}) if "steps" in changed else LOOKS[kind]
+    return Lesson(character, kind, seed=seed, settings=told, looks=tuple(looks), **own)
 
 
 def percent(values: Any, of: Any = np.median) -> str:
@@ -97,9 +109,10 @@ def main() -> None:
     }
     flat = [one for row in lessons.values() for seeds in row for one in seeds]
     found = iter(teach_all(flat, given.folder, given.processes))
-    print(
-        f"{given.characters} characters x {given.seeds} seeds, else as the first row: {BASE}; looked at after {LOOKS}\n"
-    )
+    print(f"{given.characters} characters x {given.seeds} seeds; looked at after {LOOKS} steps. The presets:\n")
+    for kind in LOOKS:
+        print(f"- {kind}: {PRESETS[kind]}")
+    print()
     print("| setting | right % | edited % | kept % | steps to 90 % | seconds to 90 % | reached |")
     print("|---|---|---|---|---|---|---|")
     for label, row in lessons.items():

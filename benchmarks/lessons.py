@@ -155,7 +155,8 @@ def judge(embedding: Embedding, lesson: Lesson) -> dict[str, Any]:
 
 def _settings(lesson: Lesson) -> TrainSettings:
     template = TEMPLATES[lesson.kind + ("_filewords" if lesson.filewords else "")]
-    return TrainSettings(template, steps=max(lesson.looks), seed=lesson.seed, **lesson.settings)
+    told = {"gradient_accumulation": 1, **lesson.settings}
+    return TrainSettings(template, steps=max(lesson.looks), seed=lesson.seed, **told)
 
 
 def teach(lesson: Lesson) -> list[dict[str, Any]]:
@@ -183,7 +184,9 @@ def _weights() -> str:
 
 def _job(lesson: Lesson) -> Job:
     """A lesson with everything else that decides its result, called after all of it."""
-    told = {"lesson": asdict(lesson), "world": _weights(), "sampling": SAMPLING, "portraits": PICTURES}
+    told = {"world": _weights(), "sampling": SAMPLING, "portraits": PICTURES}
+    # What a lesson says of these two is in them, with the defaults it leaves.
+    told["lesson"] = {key: value for key, value in asdict(lesson).items() if key not in ("settings", "shuffle")}
     told["settings"] = asdict(_settings(lesson))
     told["shuffle"] = asdict(ShuffleConfig(**lesson.shuffle))
     name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

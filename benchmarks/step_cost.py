@@ -153,7 +153,9 @@ def measure(name, batch_size):
     latents = torch.randn(batch_size, 4, asked.pixels // 8, asked.pixels // 8)
     vectors = {key: torch.randn(4, width) * 0.02 for key, width in host.widths(clip).items()}
     examples = [Example(latent) for latent in latents]
-    settings = TrainSettings(("a photo of [name]",), 10_000, batch_size=batch_size, gradient_checkpointing="off")
+    settings = TrainSettings(
+        ("a photo of [name]",), 10_000, batch_size=batch_size, gradient_accumulation=1, gradient_checkpointing="off"
+    )
     # Conditioning of the right shapes, as ours has it: 77 tokens, and the pooled output behind SDXL's sizes.
     shape = SHAPES[name][1]
     dtype = model.model.get_dtype_inference()

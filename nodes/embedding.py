@@ -10,6 +10,7 @@ from ..textinv_core.embedding import check_name, create_embedding
 from ..textinv_core.files import numbered
 from ..textinv_core.hosts import comfy as host
 from ..textinv_core.images import save_picture
+from ..textinv_core.training.presets import PRESETS
 from .types import CATEGORY, EmbeddingType, sentence
 
 
@@ -37,7 +38,7 @@ class TextInvCreateEmbedding(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "vectors",
-                    default=1,
+                    default=PRESETS["subject"]["vectors"],
                     min=0,
                     max=75,
                     tooltip="How many tokens of the prompt it takes up. More hold more detail, and need more "

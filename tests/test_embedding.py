@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textinv_core.embedding import Embedding, check_name, create_embedding, initial_vectors, safe_name
+from textinv_core.embedding import Embedding, check_name, create_embedding, initial_vectors, safe_name, with_model
 
 
 @given(st.text() | st.from_regex(r"[-_.\d einfNaO]{1,120}", fullmatch=True))
@@ -47,6 +49,14 @@ def test_names_refused(name):
 def test_bad_vectors_are_refused(vectors, message):
     with pytest.raises(ValueError, match=message):
         Embedding("cat", vectors)
+
+
+def test_facts_of_an_earlier_model_go():
+    old = {"textinv.base_model": "a", "textinv.sd_checkpoint": "b", "textinv.sd_checkpoint_name": "c"}
+    embedding = Embedding("cat", {"clip_l": torch.zeros(1, 4)}, 3, {**old, "author": "me"})
+    told = with_model(embedding, {"textinv.base_model": "d"})
+    assert told.metadata == {"author": "me", "textinv.base_model": "d"}
+    assert replace(told, metadata=embedding.metadata) == embedding
 
 
 def test_shapes_in_words():

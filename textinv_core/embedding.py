@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from .prompts import is_number
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")
 # Names Windows keeps for devices, with or without an extension.
 RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10)}
+
+# What metadata says of the model an embedding was trained on; A1111 writes the last two.
+OF_MODEL = ("textinv.base_model", "textinv.sd_checkpoint", "textinv.sd_checkpoint_name")
 
 
 def safe_name(text: str) -> str:
@@ -96,3 +99,9 @@ def create_embedding(name: str, rows: Mapping[str, Tensor], vectors: int, keep_f
     """
     made = {key: initial_vectors(of_encoder, vectors, keep_first) for key, of_encoder in rows.items()}
     return Embedding(check_name(name), made, step=0)
+
+
+def with_model(embedding: Embedding, facts: Mapping[str, str]) -> Embedding:
+    """`embedding` with `facts` of the model and pictures it is trained on now, and none of an earlier model."""
+    kept = {key: fact for key, fact in embedding.metadata.items() if key not in OF_MODEL}
+    return replace(embedding, metadata={**kept, **facts})

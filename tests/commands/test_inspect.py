@@ -59,7 +59,8 @@ def test_more_words_than_there_are_shows_those_that_count(textinv, world, tmp_pa
 
 
 def test_with_a_model_it_shows_the_nearest_words(textinv, world, tmp_path):
-    textinv("train", *world.flags, "--name", "cat", "--steps", 1, "--learning-rate", "1e-9", "--output", tmp_path)
+    told = ("--name", "cat", "--vectors", 1, "--steps", 1, "--learning-rate", "1e-9", "--output", tmp_path)
+    textinv("train", *world.flags, *told)
     [facts] = textinv("inspect", tmp_path / "cat.safetensors", *world.model, "--words", 2, "--json").facts
     [vector] = facts["encoders"]["clip_l"]["vectors"]
     assert [word["word"] for word in vector["words"]][:1] == ["figure"] and len(vector["words"]) == 2

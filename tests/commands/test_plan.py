@@ -1,5 +1,6 @@
 """Settings files, flags, and what the two make together."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,11 @@ def test_the_least_takes_every_default_of_the_core():
     made = plan({})
     assert made.train == TrainSettings(TEMPLATES["subject"])
     assert (made.model, made.name, made.images.folder) == (Path("m.safetensors"), "cat", Path("cats"))
-    assert (made.images.width, made.shuffle.mode, made.vectors) == (512, "off", 1)
+    assert (made.images.width, made.shuffle.mode, made.vectors) == (512, "off", 4)
+
+
+def test_the_defaults_are_the_preset_for_a_subject():
+    assert replace(plan({"preset": "subject"}), preset="") == plan({})
 
 
 def test_flags_win_over_the_file_setting_by_setting():
@@ -69,6 +74,14 @@ def test_a_template_is_a_name_or_lines():
     assert plan({"template": ["a [name]", "the [name]"]}).train.template == ("a [name]", "the [name]")
     assert "'stile'" in refused({"template": "stile"})
     assert "does not say [name]" in refused({"template": ["a [name]", "no"]})
+
+
+def test_other_embeddings_are_files():
+    assert plan({}).embedding == ()
+    assert plan({"embedding": "dog.pt"}).embedding == (Path("dog.pt"),)
+    made = plan({"embedding": ["dog.pt"]}, {"embedding": ["a.pt", "b.pt"]})
+    assert made.embedding == (Path("a.pt"), Path("b.pt"))
+    assert facts_of(made)["embedding"] == ["a.pt", "b.pt"]
 
 
 def test_a_rate_may_be_written_as_a_number():
@@ -185,8 +198,14 @@ def test_paths_that_lead_nowhere_are_named_with_their_flags(tmp_path):
     file.write_bytes(b"")
     there = {"model": file, "images": {"folder": tmp_path}, "model_config": tmp_path, "from": file}
     check_paths(plan({}, there))
-    for flag, key in (("--model", "model"), ("--model-config", "model_config"), ("--from", "from")):
+    nowhere = tmp_path / "nowhere"
+    for flag, told in (
+        ("--model", {"model": nowhere}),
+        ("--model-config", {"model_config": nowhere}),
+        ("--from", {"from": nowhere}),
+        ("--embedding", {"embedding": [file, nowhere]}),
+    ):
         with pytest.raises(ValueError, match=f"{flag} is .*nowhere"):
-            check_paths(plan({}, {**there, key: tmp_path / "nowhere"}))
+            check_paths(plan({}, {**there, **told}))
     with pytest.raises(ValueError, match=r"--images is .*file"):
         check_paths(plan({}, {**there, "images": {"folder": file}}))

@@ -71,7 +71,7 @@ def test_with_json_every_line_is_a_fact(textinv, world, tmp_path):
     assert done.event("start")["pictures"] == 8 and done.event("start")["steps"] == 3
     assert {each["name"] for each in done.facts} == {"cat"}
     step = done.event("step")
-    assert (step["step"], step["last_step"], step["learning_rate"]) == (3, 3, 0.005) and step["loss"] > 0
+    assert (step["step"], step["last_step"], step["learning_rate"]) == (3, 3, 0.002) and step["loss"] > 0
     assert load_embedding(done.event("saved")["path"]).step == 2
     assert load_embedding(done.event("done")["embedding"]).step == 3
     assert "step 3/3" in done.err  # the log, where there is no terminal for a progress bar
@@ -108,6 +108,20 @@ def test_it_goes_on_from_a_file_under_its_name(textinv, world, tmp_path):
     assert load_embedding(tmp_path / "cat_2.safetensors").step == 4
     assert textinv(*told, "--from", kept, "--name", "dog").code == 0
     assert load_embedding(tmp_path / "dog.safetensors").step == 4
+
+
+def test_prompts_can_name_other_embeddings(textinv, world, tmp_path):
+    """Which are used, and not trained: they change the losses and stay as they are."""
+    textinv("train", *world.flags, "--name", "dog", "--steps", 1, "--learning-rate", "1", "--output", tmp_path)
+    dog = tmp_path / "dog.safetensors"
+    before = dog.read_bytes()
+    told = ("--name", "cat", "--steps", 1, "--template", "[name] and embedding:dog", "--json", "--output", tmp_path)
+    without = textinv("train", *world.flags, *told)
+    assert "names the embedding 'dog', which is not loaded" in without.err
+    with_it = textinv("train", *world.flags, *told, "--embedding", dog)
+    assert with_it.code == 0 and "not loaded" not in with_it.err
+    assert with_it.event("step")["loss"] != without.event("step")["loss"]
+    assert dog.read_bytes() == before
 
 
 def test_going_on_with_another_model_forgets_the_earlier_one(textinv, world, tmp_path):
@@ -206,11 +220,13 @@ def one_thread():
 
 
 def test_processes_that_share_a_training_leave_what_one_does(start, ended, textinv, one_thread, world, tmp_path):
-    told = ("train", *world.flags, "--name", "cat", "--steps", 4, "--gradient-accumulation", 2, "--json")
+    told = ("train", *world.flags, "--name", "cat", "--steps", 4)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    shared = ended(start(*told, "--output", tmp_path / "shared", launcher=launcher))
+    in_one = ("--batch-size", 2, "--gradient-accumulation", 1, "--output", tmp_path / "shared", "--json")
+    shared = ended(start(*told, *in_one, launcher=launcher))
     assert shared.code == 0, shared.err
-    alone = textinv(*told, "--output", tmp_path / "alone")
+    in_two = ("--batch-size", 1, "--gradient-accumulation", 2, "--output", tmp_path / "alone", "--json")
+    alone = textinv(*told, *in_two)
     assert [each["event"] for each in shared.facts] == [each["event"] for each in alone.facts]
     assert run_folder(tmp_path / "shared")
     one, two = (load_embedding(tmp_path / how / "cat.safetensors").vectors for how in ("alone", "shared"))
@@ -224,7 +240,7 @@ def test_processes_that_cannot_share_a_step_end_with_2_and_leave_nothing(
     monkeypatch.setattr(host, "load", lambda *_: pytest.fail("a model is loaded"))
     told = ("--name", "cat", "--gradient-accumulation", 3, "--output", tmp_path / "out")
     done = textinv("train", *world.flags, *told)
-    assert done.code == 2 and "gradient_accumulation 3" in done.err
+    assert done.code == 2 and "share a step of 3 pictures evenly" in done.err
     assert not (tmp_path / "out").exists()
 
 

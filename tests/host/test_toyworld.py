@@ -42,13 +42,18 @@ def graph(character: str, steps: int, text: str) -> dict:
     nodes = {node["class_type"]: node for node in graph.values()}
     nodes["CheckpointLoaderSimple"].update(class_type="TestLoadToyWorld", inputs={"folder": str(TOYWORLD)})
     nodes["TextInvLoadImages"]["inputs"]["folder"] = character
-    nodes["TextInvCreateEmbedding"]["inputs"].update(name="my-character", init_text="figure", vectors=4)
+    nodes["TextInvCreateEmbedding"]["inputs"].update(name="my-character", init_text="figure")
     for kind in ("TextInvPreprocess", "EmptyLatentImage"):
         nodes[kind]["inputs"].update(width=64, height=64)
     nodes["EmptyLatentImage"]["inputs"]["batch_size"] = 8
     nodes["KSampler"]["inputs"].update(steps=15, cfg=4.0)
     nodes["TextInvTrainEmbedding"]["inputs"].update(
-        steps=steps, batch_size=4, learning_rate="0.005", template="subject", preview_steps=0, seed=3
+        steps=steps,
+        batch_size=4,
+        gradient_accumulation=1,
+        learning_rate="0.005",
+        preview_steps=0,
+        seed=3,
     )
     positive = graph[nodes["KSampler"]["inputs"]["positive"][0]]
     positive["inputs"]["text"] = text
@@ -87,7 +92,8 @@ def test_both_hosts_learn_the_same(server, character):
         pictures, [""] * 8, [torch.ones(64, 64)] * 8, 8, lambda images: other_host.encode_images(pipe, images)
     )
     start = create_embedding("my-character", other_host.text_vectors(pipe, "figure"), 4, True)
-    settings = TrainSettings(TEMPLATES["subject"], steps=steps, batch_size=4, learning_rate="0.005", seed=3)
+    told_both = {"steps": steps, "batch_size": 4, "gradient_accumulation": 1, "learning_rate": "0.005", "seed": 3}
+    settings = TrainSettings(TEMPLATES["subject"], **told_both)
     with other_host.trainable(pipe) as model:
         progress = [
             (p.loss, p.embedding()) for p in train(model, examples, start, settings, ShuffleConfig(**told["shuffle"]))

@@ -31,20 +31,23 @@ def pictures(base) -> str:
     return folder.name
 
 
-def training_graph(checkpoint="sd15", family="sd15", **changes):
-    """The example graph for a small checkpoint and small pictures; changes: inputs of the training node."""
-    graph = json.loads((GRAPHS / f"train_subject_{family}.json").read_text())
+def training_graph(checkpoint="sd15", example="train_subject_sd15", **changes):
+    """An example graph for a small checkpoint and small pictures; changes: inputs of the training node."""
+    graph = json.loads((GRAPHS / f"{example}.json").read_text())
     inputs = {node["class_type"]: node["inputs"] for node in graph.values()}
     inputs["CheckpointLoaderSimple"]["ckpt_name"] = f"{checkpoint}.safetensors"
     for kind in ("TextInvPreprocess", "EmptyLatentImage"):
         inputs[kind].update(width=64, height=64)
     inputs["KSampler"]["steps"] = 2
+    inputs["TextInvLoadImages"]["folder"] = "my_subject"
     name = changes.pop("name", f"toy-{checkpoint}")
-    inputs["TextInvCreateEmbedding"]["name"] = name
+    own = inputs["TextInvCreateEmbedding"]["name"]
+    inputs["TextInvCreateEmbedding"].update(name=name, vectors=2)
     for node in graph.values():
         if "text" in node["inputs"]:
-            node["inputs"]["text"] = node["inputs"]["text"].replace("my-subject", name)
-    inputs["TextInvTrainEmbedding"].update({"steps": 12, "preview_steps": 2, "learning_rate": "0.01"} | changes)
+            node["inputs"]["text"] = node["inputs"]["text"].replace(own, name)
+    quick = {"steps": 12, "gradient_accumulation": 1, "preview_steps": 2, "learning_rate": "0.01"}
+    inputs["TextInvTrainEmbedding"].update(quick | changes)
     return graph
 
 
@@ -78,11 +81,17 @@ def losses(run) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "family"), [("sd15", "sd15"), ("sd15_inpaint", "sd15"), ("sd2v", "sd15"), ("sdxl", "sdxl")]
+    ("checkpoint", "example"),
+    [
+        ("sd15", "train_subject_sd15"),
+        ("sd15_inpaint", "train_style_sd15"),
+        ("sd2v", "train_subject_sd15"),
+        ("sdxl", "train_subject_sdxl"),
+    ],
 )
-def test_train_apply_save_and_use_by_name(server, pictures, checkpoint, family):
+def test_train_apply_save_and_use_by_name(server, pictures, checkpoint, example):
     steps = 6 if checkpoint == "sdxl" else 12
-    graph = training_graph(checkpoint, family, steps=steps)
+    graph = training_graph(checkpoint, example, steps=steps)
     name = f"toy-{checkpoint}"
     stock = stock_graph(graph)
     without = saved_picture(server, stock, server.run(stock))  # the name is not known yet, and ignored

@@ -465,7 +465,9 @@ def test_training(pipe):
     latent = torch.randn(4, 8, 6, generator=torch.Generator().manual_seed(8))
     examples = [Example(latent, "on grass"), Example(-latent, "in snow")]
     embedding = Embedding("my-dog", vectors(pipe), 0)
-    settings = TrainSettings(("[name] [filewords]",), 3, "0.01", batch_size=2, gradient_checkpointing="on")
+    settings = TrainSettings(
+        ("[name] [filewords]",), 3, "0.01", batch_size=2, gradient_accumulation=1, gradient_checkpointing="on"
+    )
     with host.trainable(pipe) as model:
         *_, last = train(model, examples, embedding, settings)
         trained = last.embedding()

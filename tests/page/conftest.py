@@ -17,7 +17,7 @@ import pytest
 from tests.rig import PACK, Server, find_host, make_base, version
 
 HERE = Path(__file__).absolute().parent
-FAMILIES = ("sd15", "sdxl")
+EXAMPLES = ("train_style_sd15", "train_subject_sd15", "train_subject_sdxl")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SETTINGS = {"Comfy.TutorialCompleted": True}  # else the page opens with the template browser
 
@@ -60,24 +60,25 @@ def pytest_terminal_summary(terminalreporter, config):
     return result
 
 
-def api_graph(family: str) -> dict:
+def api_graph(example: str) -> dict:
     """The example graph in API format, as the host's tests run it."""
-    path = HERE.parent / "host" / "graphs" / f"train_subject_{family}.json"
+    path = HERE.parent / "host" / "graphs" / f"{example}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def workflow(family: str) -> dict:
+def workflow(example: str) -> dict:
     """The example graph in the page's format."""
-    path = PACK / "examples" / "workflows" / f"train_subject_{family}.json"
+    path = PACK / "examples" / "workflows" / f"{example}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     base = make_base(tmp_path_factory.mktemp("page"))
-    (base / "input" / "my_subject").mkdir()
+    for folder in ("my_style", "my_subject"):
+        (base / "input" / folder).mkdir()
     (base / "models" / "checkpoints").mkdir()
-    for node in (node for family in FAMILIES for node in api_graph(family).values()):
+    for node in (node for example in EXAMPLES for node in api_graph(example).values()):
         if node["class_type"] == "CheckpointLoaderSimple":
             (base / "models" / "checkpoints" / node["inputs"]["ckpt_name"]).touch()
     user = base / "user" / "default"

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.page.conftest import FAMILIES, PACK, api_graph, workflow
+from tests.page.conftest import EXAMPLES, PACK, api_graph, workflow
 
 OPEN = "graph => app.loadGraphData(graph, true, true, 'example')"
 MISSING = """() => app.graph.nodes
@@ -40,28 +40,28 @@ def wait_until_drawn(page, nodes: str):
         page.wait_for_timeout(300)  # nodes take the room that their contents need
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_example_opens_whole_and_is_the_graph_that_the_host_tests_run(page, either_nodes, family):
-    page.evaluate(OPEN, workflow(family))
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_opens_whole_and_is_the_graph_that_the_host_tests_run(page, either_nodes, example):
+    page.evaluate(OPEN, workflow(example))
     wait_until_drawn(page, either_nodes)
     assert page.evaluate(MISSING) == []
-    assert without_titles(page.evaluate(TO_API)) == without_titles(api_graph(family))
+    assert without_titles(page.evaluate(TO_API)) == without_titles(api_graph(example))
     for a, b in itertools.combinations(page.evaluate(BOXES), 2):
         assert not overlap(a["box"], b["box"]), (a, b)
 
 
-def test_template_browser_lists_both_examples_and_opens_one(page, server):
-    names = [f"train_subject_{family}" for family in FAMILIES]
-    assert sorted(server.get("/api/workflow_templates")["textinv"]) == names
-    assert [server.get(f"/api/workflow_templates/textinv/{name}.json") for name in names] == [*map(workflow, FAMILIES)]
+def test_template_browser_lists_the_examples_and_opens_one(page, server):
+    assert sorted(server.get("/api/workflow_templates")["textinv"]) == [*EXAMPLES]
+    for name in EXAMPLES:
+        assert server.get(f"/api/workflow_templates/textinv/{name}.json") == workflow(name)
 
     page.evaluate("app.graph.clear()")
     page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_role("dialog").get_by_text("textinv", exact=True).first.click()
-    for name in names:
+    for name in EXAMPLES:
         page.get_by_role("dialog").get_by_text(name).first.wait_for()
-    page.get_by_role("dialog").get_by_text(names[0]).first.click()
-    page.wait_for_function("count => app.graph.nodes.length === count", arg=len(workflow(FAMILIES[0])["nodes"]))
+    page.get_by_role("dialog").get_by_text(EXAMPLES[0]).first.click()
+    page.wait_for_function("count => app.graph.nodes.length === count", arg=len(workflow(EXAMPLES[0])["nodes"]))
 
 
 def test_nodes_can_be_created_with_all_their_inputs_and_outputs(page, either_nodes, our_nodes):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from textinv_core import load_embedding
 from textinv_core.training.loop import train
-from textinv_core.training.parallel import ALONE, Processes, check_shares, join, take_gpu
+from textinv_core.training.parallel import ALONE, Processes, join, shared, take_gpu
 from textinv_core.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -138,48 +138,66 @@ def test_a_process_that_waits_for_a_lost_one_says_so_and_keeps_what_was_learnt(t
 # Shares
 
 
+def batches(size, number):
+    return TrainSettings(("[name]",), batch_size=size, gradient_accumulation=number, learning_rate="1:2, 3", seed=9)
+
+
 @pytest.mark.parametrize(
-    ("count", "batch_size", "accumulation", "advice"),
+    ("count", "given", "gives"),
     [
-        (2, 4, 1, "To keep 4 pictures a step, set batch_size to 2 and gradient_accumulation to 2."),
-        (4, 4, 6, "To keep 24 pictures a step, set batch_size to 3 and gradient_accumulation to 8."),
-        (3, 8, 3 * 2 + 3, None),
-        (3, 2, 3, None),
-        (4, 1, 12, None),
-        (3, 8, 4, "Start as many as divide the 32 pictures of a step evenly, or set gradient_accumulation to 6 for 48"),
-        (2, 1, 1, "Start as many as divide the 1 pictures of a step evenly, or set gradient_accumulation to 2 for 2"),
-        (4, 3, 2, "Start as many as divide the 6 pictures of a step evenly, or set gradient_accumulation to 4 for 12"),
+        (1, (3, 1), (3, 1)),
+        (4, (1, 12), (1, 12)),
+        (3, (2, 3), (2, 3)),
+        (2, (4, 1), (2, 2)),
+        (4, (4, 6), (3, 8)),
+        (4, (6, 2), (3, 4)),
     ],
 )
-def test_batches_that_cannot_be_shared_evenly_are_an_error_that_says_what_to_set(
-    count, batch_size, accumulation, advice
-):
-    if advice is None:
-        check_shares(Processes(0, count), batch_size, accumulation)
-        return
-    with pytest.raises(ValueError, match=f"{count} cannot do that with gradient_accumulation {accumulation}") as caught:
-        check_shares(Processes(0, count), batch_size, accumulation)
-    assert advice in str(caught.value)
+def test_a_step_is_parted_into_batches_that_can_be_shared(count, given, gives):
+    assert shared(batches(*given), count) == batches(*gives)
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "advice"),
+    [
+        (
+            3,
+            (8, 4),
+            "a step of 32 pictures evenly. Start as many as divide them, or set gradient_accumulation to 6 for 48",
+        ),
+        (
+            2,
+            (1, 1),
+            "a step of 1 pictures evenly. Start as many as divide them, or set gradient_accumulation to 2 for 2",
+        ),
+        (
+            4,
+            (3, 2),
+            "a step of 6 pictures evenly. Start as many as divide them, or set gradient_accumulation to 4 for 12",
+        ),
+    ],
+)
+def test_pictures_that_cannot_be_shared_evenly_are_an_error_that_says_what_to_set(count, given, advice):
+    with pytest.raises(ValueError, match=re.escape(advice)):
+        shared(batches(*given), count)
 
 
 @given(st.integers(2, 16), st.integers(1, 24), st.integers(1, 24))
-def test_the_advice_keeps_the_pictures_a_step_and_can_be_followed(count, batch_size, accumulation):
-    pictures = batch_size * accumulation
+def test_every_process_gets_the_same_share_of_the_same_pictures(count, size, number):
     try:
-        check_shares(Processes(0, count), batch_size, accumulation)
-    except ValueError as error:
-        advice = re.search(r"batch_size to (\d+) and gradient_accumulation to (\d+)", str(error))
-        assert (advice is None) == (pictures % count > 0)
-        if advice:
-            size, batches = map(int, advice.groups())
-            assert size * batches == pictures and size <= batch_size
-            check_shares(Processes(0, count), size, batches)
+        found = shared(batches(size, number), count)
+    except ValueError:
+        assert size * number % count > 0
+        return
+    assert found.gradient_accumulation % count == 0
+    assert found.batch_size * found.gradient_accumulation == size * number
+    assert found.batch_size <= size
 
 
-def test_shares_are_checked_before_the_first_step(make_model, make_embedding, make_examples):
+def test_batches_are_checked_before_the_first_step(make_model, make_embedding, make_examples):
     model = make_model()
-    with pytest.raises(ValueError, match="share the batches of each step evenly"):
-        next(train(model, make_examples(), make_embedding(), TrainSettings(("[name]",)), processes=Processes(1, 2)))
+    with pytest.raises(ValueError, match="2 processes cannot share 3 batches a step evenly"):
+        next(train(model, make_examples(), make_embedding(), batches(1, 3), processes=Processes(1, 2)))
     assert not model.calls
 
 

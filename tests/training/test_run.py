@@ -26,7 +26,9 @@ class Interrupted(BaseException):
 
 
 def settings(steps=6, **more):
-    return TrainSettings(("[name], [filewords]",), **{"steps": steps, "save_every": 0, **more})
+    return TrainSettings(
+        ("[name], [filewords]",), **{"steps": steps, "gradient_accumulation": 1, "save_every": 0, **more}
+    )
 
 
 def files(folder):
@@ -165,7 +167,7 @@ def test_the_log_says_how_it_goes(tmp_path, make_model, make_examples, make_embe
     assert [record.name for record in caplog.records] == ["textinv"] * 2
     tenth, last = caplog.messages
     mean = sum(expected[step][0] for step in range(1, 11)) / 10
-    assert f"cat, step 10/14, loss {expected[10][0]:.4f} (mean of 10: {mean:.4f}), rate 0.005" in tenth
+    assert f"cat, step 10/14, loss {expected[10][0]:.4f} (mean of 10: {mean:.4f}), rate 0.002" in tenth
     assert "step 14/14" in last
 
 

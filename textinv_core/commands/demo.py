@@ -22,6 +22,7 @@ SETTINGS = TrainSettings(
     steps=200,
     learning_rate="0.005",
     batch_size=4,
+    gradient_accumulation=1,
     save_every=0,
 )
 INIT_TEXT, VECTORS = "figure", 4

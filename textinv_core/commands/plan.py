@@ -97,7 +97,7 @@ class Plan:
     """The words it starts as. One for the kind of thing in your pictures, such as dog or watercolor, gives training a
     head start; empty starts from zeros."""
 
-    vectors: int = 1
+    vectors: int = PRESETS["subject"]["vectors"]
     """How many tokens of a prompt it takes up, 0 to 75. More hold more detail, need more pictures, and leave other
     words less say. 0 makes as many as the init text has tokens."""
 
@@ -108,6 +108,10 @@ class Plan:
 
     from_: Path | None = None
     """An embedding file to train further, instead of a new one. Its steps count, so set more steps than it has."""
+
+    embedding: tuple[Path, ...] = ()
+    """The file of another embedding, which prompts may name as embedding:NAME after the file; it is not trained. Can
+    come several times."""
 
     model_config: Path | None = None
     """For a single file of unusual shape: a folder with its configurations and tokenizer in diffusers' layout."""
@@ -272,9 +276,11 @@ def _plan(settings: dict[str, Any]) -> Plan:
             raise ValueError(f"There is no {what}. Give one with {flag}, or `{flag[2:]}` in the settings file.")
     top = {key: value for key, value in settings.items() if key not in TABLES}
     template = tuple(top.pop("template", None) or Plan.template)
+    embeddings = tuple(map(Path, top.pop("embedding", ())))
     return Plan(
         **{"from_" if key == "from" else key: value for key, value in top.items()},
         template=template,
+        embedding=embeddings,
         images=Pictures(**settings["images"]),
         train=TrainSettings(template=_lines(template), **settings.get("train", {})),
         shuffle=ShuffleConfig(**settings.get("shuffle", {})),
@@ -298,6 +304,7 @@ def check_paths(plan: Plan) -> None:
         ("--model", plan.model, "file or folder", Path.exists),
         ("--model-config", plan.model_config, "folder", Path.is_dir),
         ("--from", plan.from_, "file", Path.is_file),
+        *(("--embedding", path, "file", Path.is_file) for path in plan.embedding),
         ("--images", plan.images.folder, "folder", Path.is_dir),
     ):
         if path is not None and not is_there(path):
@@ -315,4 +322,6 @@ def facts_of(plan: Plan) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

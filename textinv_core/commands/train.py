@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ..training.parallel import Processes
     from ..training.run import Trained
 
-# What an embedding to go on from says of the model it was trained on before.
-EARLIER_MODEL = ("textinv.base_model", "textinv.sd_checkpoint")
 RECENT = 20  # losses in the mean that is shown: single ones say more of their noise level than of progress
 
 
@@ -49,18 +47,17 @@ def train(
 
         textinv train --model sd15.safetensors --images cat_pictures --name my-cat --init-text cat
 
-    More vectors, at a rate that falls, for a style:
+    A style, from its preset, at a rate that falls:
 
-        textinv train --model sd15.safetensors --images ink --name my-ink --init-text drawing --template style \\
-            --vectors 4 --steps 2000 --learning-rate "0.005:500, 1e-3:2000"
+        textinv train --model sd15.safetensors --images ink --name my-ink --init-text drawing --preset style \\
+            --steps 2000 --learning-rate "0.005:500, 1e-3:2000"
 
     The same from a settings file, ink.toml, which has the names of the flags with _ in place of -:
 
         model = "sd15.safetensors"
         name = "my-ink"
         init_text = "drawing"
-        template = "style"
-        vectors = 4
+        preset = "style"
 
         [images]
         folder = "ink"
@@ -88,8 +85,8 @@ def train(
     A job counts as done by its settings alone: that pictures or model files have changed since is not seen, only their
     paths are compared. To train it again, delete its `job.json`, in `textual_inversion/NAME` of the output folder.
 
-    Ctrl-C keeps what was learnt and says how to go on. One training on several GPUs or processes, which share its
-    gradient accumulation: `torchrun --nproc-per-node 2 -m textinv_core train ink.toml --gradient-accumulation 2`
+    Ctrl-C keeps what was learnt and says how to go on. One training on several GPUs or processes, which share the
+    pictures of each step: `torchrun --nproc-per-node 2 -m textinv_core train ink.toml`
 
     Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted.
     """
@@ -103,15 +100,25 @@ def train(
         if are_jobs:
             _train_jobs(todo, report)
         else:
-            from ..training.parallel import check_shares, join
+            from ..training.parallel import join
 
             processes = join()
             with failing(report, USAGE):
-                check_shares(processes, todo[0].train.batch_size, todo[0].train.gradient_accumulation)
-            command = _command(context, processes)
-            trained = train_one(todo[0], report, processes, command)
+                plan = _shared(todo[0], processes, report)
+            trained = train_one(plan, report, processes, _command(context, processes))
             if processes.rank == 0:
-                _finish(todo[0], trained, report)
+                _finish(plan, trained, report)
+
+
+def _shared(plan: Plan, processes: "Processes", report: Report) -> Plan:
+    """`plan` with batches that `processes` can share, saying so where they are others. Raises as `parallel.shared`."""
+    from ..training.parallel import shared
+
+    settings = shared(plan.train, processes.count)
+    if settings != plan.train:
+        told = f"{settings.gradient_accumulation} batches of {settings.batch_size}"
+        report.say(f"For {processes.count} processes, the pictures of a step are now {told}.")
+    return replace(plan, train=settings)
 
 
 def _command(context: typer.Context, processes: "Processes") -> str:
@@ -195,6 +202,8 @@ def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, 
     caller. Raises ValueError, OSError and TrainingError.
     """
     from ..dataset import encoded_examples
+    from ..embedding import with_model
+    from ..formats import load_embedding
     from ..hosts import diffusers as host
     from ..training.parallel import ALONE
     from ..training.run import new_run_folder, run_training
@@ -204,11 +213,11 @@ def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, 
     report.say(f"Loading {plan.model}")
     pipe = load_model(plan.model, plan.model_config, plan.device, plan.precision)
     embedding = starting_embedding(plan, pipe)
+    others = [load_embedding(path) for path in plan.embedding]
     examples = encoded_examples(images, captions, masks, host.latent_multiple(pipe), partial(host.encode_images, pipe))
     height, width = (side * host.latent_multiple(pipe) for side in examples[0].latent.shape[-2:])
     facts = {"textinv.sd_checkpoint_name": plan.model.stem, "modelspec.resolution": f"{width}x{height}"}
-    others = {key: fact for key, fact in embedding.metadata.items() if key not in EARLIER_MODEL}
-    embedding = replace(embedding, metadata={**others, **facts})
+    embedding = with_model(embedding, facts)
     folder = new_run_folder(_root(plan), embedding.name) if processes.rank == 0 else _root(plan)
     report.facts(
         event="start",
@@ -220,7 +229,7 @@ def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, 
         steps=plan.train.steps,
     )
     try:
-        with host.trainable(pipe) as model, showing(report, plan, embedding, folder) as on_step:
+        with host.trainable(pipe, others) as model, showing(report, plan, embedding, folder) as on_step:
             return run_training(model, examples, embedding, plan.train, folder, plan.shuffle, on_step, processes)
     except KeyboardInterrupt:
         if not command or processes.rank:

@@ -17,7 +17,7 @@ from ..prompts import names_embedding, render
 from ..schedule import LearningRateSchedule
 from ..shuffle import ShuffleConfig
 from .loss import prediction_loss
-from .parallel import ALONE, Processes, check_shares
+from .parallel import ALONE, Processes
 from .settings import TrainSettings
 
 ZERO_GRADIENT_STEPS = 20
@@ -165,9 +165,10 @@ def train(
     pictures, prompts, noise and orders it would have seen without a stop; its optimizer starts afresh, so that its
     vectors are others.
 
-    processes: from `parallel.join`. They share the `gradient_accumulation` batches of each step and exchange losses and
-    gradients of the vectors; each has to be given the same inputs, and yields the same. With equally many threads a
-    process (`torchrun` sets OMP_NUM_THREADS to 1) those are the very bits that one process would give.
+    processes: from `parallel.join`. They share the `gradient_accumulation` batches of each step, which their number
+    has to divide (see `parallel.shared`), and exchange losses and gradients of the vectors; each has to be given the
+    same inputs, and yields the same. With equally many threads a process (`torchrun` sets OMP_NUM_THREADS to 1) those
+    are the very bits that one process would give.
 
     Raises ValueError for bad settings before the first step, and TrainingError when nothing names the embedding, when
     a loss or gradient is not finite, and when no gradient has reached the vectors for 20 steps. Raises ConnectionError
@@ -179,7 +180,11 @@ def train(
     name, start = embedding.name, embedding.step or 0
     rates = LearningRateSchedule(settings.learning_rate, settings.steps, start)
     _check_named(settings, examples, name)
-    check_shares(processes, settings.batch_size, settings.gradient_accumulation)
+    if settings.gradient_accumulation % processes.count:
+        raise ValueError(
+            f"{processes.count} processes cannot share {settings.gradient_accumulation} batches a step evenly; see "
+            "`parallel.shared`."
+        )
     batches = _batches(examples, name, settings, first=start * settings.gradient_accumulation)
     vectors: dict[str, Tensor] = {
         key: rows.to(model.device, torch.float32, copy=True).requires_grad_() for key, rows in embedding.vectors.items()

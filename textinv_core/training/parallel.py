@@ -4,12 +4,14 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+from .settings import TrainSettings
 
 # Others wait so long for a process, say for the first while it makes pictures between two steps.
 TIMEOUT = timedelta(minutes=30)
@@ -100,23 +102,20 @@ def _end(number: int, _: object) -> None:
     raise SystemExit(128 + number)  # as shells count
 
 
-def check_shares(processes: Processes, batch_size: int, gradient_accumulation: int) -> None:
-    """Raise ValueError unless the batches of a step can be shared evenly, with what to set instead."""
-    count = processes.count
-    if gradient_accumulation % count == 0:
-        return
-    pictures = batch_size * gradient_accumulation
-    # The largest batches that are no larger than now, so that they fit into memory.
-    for size in range(min(batch_size, pictures // count), 0, -1):
+def shared(settings: TrainSettings, count: int) -> TrainSettings:
+    """`settings` with as many pictures a step, in batches that `count` processes can share evenly.
+
+    As they are where `gradient_accumulation` divides; otherwise with the largest smaller batches, which fit into
+    memory. Raises ValueError where the pictures of a step cannot be divided at all, with what to set instead.
+    """
+    if settings.gradient_accumulation % count == 0:
+        return settings
+    pictures = settings.batch_size * settings.gradient_accumulation
+    for size in range(min(settings.batch_size, pictures // count), 0, -1):
         if pictures % (size * count) == 0:
-            advice = f"To keep {pictures} pictures a step, set batch_size to {size} and gradient_accumulation to "
-            advice += f"{pictures // size}."
-            break
-    else:
-        more = -(-gradient_accumulation // count) * count
-        advice = f"Start as many as divide the {pictures} pictures of a step evenly, or set gradient_accumulation to "
-        advice += f"{more} for {batch_size * more} pictures a step."
+            return replace(settings, batch_size=size, gradient_accumulation=pictures // size)
+    more = -(-settings.gradient_accumulation // count) * count
     raise ValueError(
-        f"The processes of a training share the batches of each step evenly, and {count} cannot do that with "
-        f"gradient_accumulation {gradient_accumulation}. {advice}"
+        f"{count} processes cannot share a step of {pictures} pictures evenly. Start as many as divide them, or set "
+        f"gradient_accumulation to {more} for {settings.batch_size * more} pictures a step."
     )

@@ -13,15 +13,16 @@ class TrainSettings:
     steps: int = 500
     """Train until the embedding has had this many optimizer steps, those of earlier trainings included."""
 
-    learning_rate: str = "0.005"
+    learning_rate: str = "0.002"
     """One rate, or rates with the step each lasts to, as in `0.005:100, 1e-3:1000, 1e-5` (A1111's grammar, see
     `schedule.LearningRateSchedule`)."""
 
     batch_size: int = 1
-    """Pictures a batch, at least 1. Memory and time grow with it; the gradient gets steadier."""
+    """Pictures in memory at once, at least 1. Where there is room, larger batches with fewer of them a step learn as
+    much in less time."""
 
-    gradient_accumulation: int = 1
-    """Batches an optimizer step, at least 1. Steadier gradients for time alone; parallel processes share them."""
+    gradient_accumulation: int = 4
+    """Batches an optimizer step, at least 1, for steadier gradients: with `batch_size`, 4 pictures a step."""
 
     seed: int = 0
     """Decides noise, timesteps, order of pictures, template lines and vector orders, each on its own; 0 to 2^64 - 1."""

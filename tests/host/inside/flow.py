@@ -66,7 +66,7 @@ with torch.inference_mode():
     with torch.inference_mode(False):
         latent = torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(1))
     examples = [Example(latent, "on grass"), Example(latent.flip(-1), "in snow")]
-    settings = TrainSettings(("[name] [filewords]",), 12, "0.02", batch_size=2)
+    settings = TrainSettings(("[name] [filewords]",), 12, "0.02", batch_size=2, gradient_accumulation=1)
     with host.trainable(model, clip, latent, 2) as trainable:
         losses = [progress.loss for progress in train(trainable, examples, embedding, settings)]
         schedule = trainable.noise_schedule

@@ -127,7 +127,7 @@ def main():
         flags = comfy.model_management.in_training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
         result["loss before"] = fixed_loss(model, clip, embedding, example)
-        settings = TrainSettings(("[name] [filewords]",), steps, "0.02", batch_size=2)
+        settings = TrainSettings(("[name] [filewords]",), steps, "0.02", batch_size=2, gradient_accumulation=1)
         with host.trainable(model, clip, example.latent, 2) as trainable:
             *_, last = train(trainable, examples, embedding, settings, ShuffleConfig("all"))
             trained = last.embedding()
