@@ -37,7 +37,9 @@ def test_leading_digits_and_dashes_go_and_nothing_else(prefix, words):
     assert filename_words(f"{prefix}{words}.png", r"[a-z]+", "") == "".join(re.findall("[a-z]", words))
 
 
-@pytest.mark.parametrize(("regex", "says"), [("(", "cannot be read"), ("(a)(b)", "2 groups")])
+@pytest.mark.parametrize(
+    ("regex", "says"), [("(", "cannot be read"), ("a{99999999999}", "cannot be read"), ("(a)(b)", "2 groups")]
+)
 def test_bad_word_regex(regex, says):
     with pytest.raises(ValueError, match=f"{re.escape(repr(regex))} .*{says}"):
         filename_words("a.png", regex)

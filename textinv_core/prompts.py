@@ -110,7 +110,7 @@ def filename_words(path: str | os.PathLike[str], word_regex: str | None = None, 
         return stem
     try:
         pattern = re.compile(word_regex)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:  # the latter for a{99999999999} and (((...
         raise ValueError(f"The filename word regex {word_regex!r} cannot be read: {error}.") from None
     if pattern.groups > 1:
         raise ValueError(

@@ -309,6 +309,8 @@ def test_nearest_words(sdxl):
         assert (first[0], last[0]) == ("a-", "b")
         assert first[1] == pytest.approx(1, abs=1e-5)
         assert -1 <= second[1] < first[1]
+    huge = {key: value / value.norm() * 1e38 for key, value in rows.items()}
+    assert host.nearest_words(sdxl, Embedding("e", huge), 1)["clip_l"][0][0][1] == pytest.approx(1, abs=1e-5)
     every = host.nearest_words(sdxl, Embedding("e", rows), 1000)["clip_l"][0]
     assert {word for word, similarity in every if similarity > -2} == {*LETTERS, *(f"{c}-" for c in LETTERS)}
 

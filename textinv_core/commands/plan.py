@@ -65,7 +65,7 @@ class Pictures:
                 raise ValueError(f"There is no --{name} {value!r}; there are {', '.join(known)}.")
         try:
             filename_words("", self.filename_word_regex)
-        except (ValueError, OverflowError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(f"The --filename-word-regex cannot be used. {error}") from None
         if self.width < 1 or self.height < 1:
             raise ValueError(f"Pictures cannot be made {self.width}x{self.height} pixels: use 64 or more for each.")

@@ -114,8 +114,9 @@ def nearest_words(pipe: Any, embedding: Embedding, count: int = 5) -> dict[str, 
     found = {}
     for key, encoder in encoders(pipe).items():
         table = torch.nn.functional.normalize(encoder.table.weight.detach().float(), dim=1)
-        vectors = torch.nn.functional.normalize(embedding.vectors[key].to(table.device), dim=1)
-        similarity = vectors @ table.T
+        # In double precision: the squares of what is finite are finite there.
+        vectors = torch.nn.functional.normalize(embedding.vectors[key].double(), dim=1)
+        similarity = vectors.to(table) @ table.T
         similarity[:, [encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id]] = -math.inf
         best = similarity.topk(min(count, len(table)))
         found[key] = [

@@ -153,6 +153,4 @@ def run_jobs(jobs: Sequence[Job], folder: Path, run: Callable[[Job, Path], None]
                     outcomes[job.name] = _settle(job, folder / job.name, before[job.name], run)
         if not any(job.name in outcomes for job in left):
             time.sleep(POLL)
-    states = Counter(outcome.state for outcome in outcomes.values())
-    log.info(f"textinv: {len(jobs)} jobs: {', '.join(f'{n} {state}' for state, n in states.items())}")
     return [outcomes[job.name] for job in jobs]
