@@ -2,13 +2,13 @@
 
     python benchmarks/learning.py --folder FOLDER
 
-The rows `subject` and `style` are the presets, the others what is said of one thing otherwise. Each is taught
-`characters` x `seeds` times: eight pictures of a character the world has no name for (or in a style:
-any characters, in the same clothes before the same background), an embedding trained on them, and pictures with it
-judged from their pixels. `right` is the share of the parts that are right after all steps; `edited` the share of
-pictures that follow a change asked for by prompt, and `kept` the share of the other parts right in those. `steps` and
-`seconds` are those until 90 % were right, `reached` how many lessons got there. Medians over lessons, with 95 %
-bootstrap intervals, but for `edited`, of which the mean.
+The rows `subject` and `style` are where the sweeps start, with one thing otherwise in each row after; `preset` ones are
+what was chosen by these. Each is taught `characters` x `seeds` times: eight pictures of a character the world has no
+name for (or in a style: any characters, in the same clothes before the same background), an embedding trained on them,
+and pictures with it judged from their pixels. `right` is the share of the parts that are right after all steps;
+`edited` the share of pictures that follow a change asked for by prompt, and `kept` the share of the other parts right
+in those. `steps` and `seconds` are those until 90 % were right, `reached` how many lessons got there. Medians over
+lessons, with 95 % bootstrap intervals, but for `edited`, of which the mean.
 """
 
 import math
@@ -21,9 +21,11 @@ from lessons import Lesson, accuracy, arguments, interval, teach_all
 from textinv_core.training.presets import PRESETS
 from textinv_core.training.settings import TrainSettings
 
-# A step's, here in one batch, which a CPU has sooner done.
-PICTURES = TrainSettings.batch_size * TrainSettings.gradient_accumulation
 LOOKS = {"subject": (50, 100, 200), "style": (100, 200, 400, 1000)}
+BASE = {
+    "subject": {"vectors": 4, "learning_rate": "0.002", "batch_size": 4},
+    "style": {"vectors": 4, "learning_rate": "0.005", "batch_size": 4},
+}
 
 # What trainers' own documentation recommends: rates as they are after scaling, accumulated batches as one.
 FIELD = {
@@ -44,27 +46,30 @@ SWEEPS = {
         "min_timestep": (500,),
         "filewords": (True,),
     },
-    "style": {"learning_rate": ("0.002", "0.01"), "vectors": (1,), "filewords": (True,)},
+    "style": {"learning_rate": ("0.002", "0.01"), "vectors": (1, 2), "filewords": (True,)},
 }
 
 
 def rows() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Label -> kind of lesson, and what is other than in its preset."""
+    """Label -> kind of lesson, and what is other than in BASE."""
     found = {"subject": ("subject", {}), **{f"as {name}": ("subject", changed) for name, changed in FIELD.items()}}
-    one_by_one = {"batch_size": 1, "gradient_accumulation": PICTURES}
-    found["subject, pictures one by one"] = ("subject", one_by_one)
+    found["subject, pictures one by one"] = ("subject", {"batch_size": 1, "gradient_accumulation": 4})
     for kind, sweep in SWEEPS.items():
         found[kind] = (kind, {})
         found |= {f"{kind}, {key} {value!r}": (kind, {key: value}) for key, values in sweep.items() for value in values}
+        preset = PRESETS[kind]
+        # The pictures of a step in one batch, which a CPU has sooner done.
+        pictures = TrainSettings.batch_size * TrainSettings.gradient_accumulation
+        told = {"vectors": preset["vectors"], "batch_size": pictures, **preset["train"]}
+        found[f"preset {kind}"] = (kind, told)
     return found
 
 
 def lesson(kind: str, changed: dict[str, Any], character: int, seed: int) -> Lesson:
-    told = {**PRESETS[kind]["train"], "vectors": PRESETS[kind]["vectors"], "batch_size": PICTURES, **changed}
+    told = {**BASE[kind], **changed}
+    looks = {*LOOKS[kind], told.pop("steps", 0)} - {0}
     own = {key: told.pop(key) for key in ("vectors", "init_text", "filewords") if key in told}
-    last = told.pop("steps")
-    looks = sorted({*LOOKS[kind], last}) if "steps" in changed else LOOKS[kind]
-    return Lesson(character, kind, seed=seed, settings=told, looks=tuple(looks), **own)
+    return Lesson(character, kind, seed=seed, settings=told, looks=tuple(sorted(looks)), **own)
 
 
 def percent(values: Any, of: Any = np.median) -> str:
@@ -109,10 +114,9 @@ def main() -> None:
     }
     flat = [one for row in lessons.values() for seeds in row for one in seeds]
     found = iter(teach_all(flat, given.folder, given.processes))
-    print(f"{given.characters} characters x {given.seeds} seeds; looked at after {LOOKS} steps. The presets:\n")
-    for kind in LOOKS:
-        print(f"- {kind}: {PRESETS[kind]}")
-    print()
+    print(f"{given.characters} characters x {given.seeds} seeds; looked at after {LOOKS} steps, and after the last.")
+    print("Sweeps start with\n")
+    print("".join(f"- {kind}: {base}\n" for kind, base in BASE.items()))
     print("| setting | right % | edited % | kept % | steps to 90 % | seconds to 90 % | reached |")
     print("|---|---|---|---|---|---|---|")
     for label, row in lessons.items():

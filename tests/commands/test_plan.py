@@ -31,7 +31,7 @@ def test_the_least_takes_every_default_of_the_core():
     made = plan({})
     assert made.train == TrainSettings(TEMPLATES["subject"])
     assert (made.model, made.name, made.images.folder) == (Path("m.safetensors"), "cat", Path("cats"))
-    assert (made.images.width, made.shuffle.mode, made.vectors) == (512, "off", 4)
+    assert (made.images.width, made.shuffle.mode, made.vectors) == (512, "off", 2)
 
 
 def test_the_defaults_are_the_preset_for_a_subject():
@@ -160,7 +160,7 @@ def test_what_decides_a_job_is_everything_but_places():
     common = plan({"output": "a", "plot": True, "device": "cpu"})
     assert facts_of(common) == facts_of(plan({}))
     assert facts_of(common)["images"]["folder"] == "cats"
-    assert facts_of(plan({"vectors": 2})) != facts_of(common)
+    assert facts_of(plan({"vectors": 3})) != facts_of(common)
     assert facts_of(plan({"shuffle": {"mode": "all"}})) != facts_of(common)
 
 

@@ -42,7 +42,7 @@ def graph(character: str, steps: int, text: str) -> dict:
     nodes = {node["class_type"]: node for node in graph.values()}
     nodes["CheckpointLoaderSimple"].update(class_type="TestLoadToyWorld", inputs={"folder": str(TOYWORLD)})
     nodes["TextInvLoadImages"]["inputs"]["folder"] = character
-    nodes["TextInvCreateEmbedding"]["inputs"].update(name="my-character", init_text="figure")
+    nodes["TextInvCreateEmbedding"]["inputs"].update(name="my-character", init_text="figure", vectors=4)
     for kind in ("TextInvPreprocess", "EmptyLatentImage"):
         nodes[kind]["inputs"].update(width=64, height=64)
     nodes["EmptyLatentImage"]["inputs"]["batch_size"] = 8

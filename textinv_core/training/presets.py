@@ -7,6 +7,6 @@ defaults are.
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "subject": {"template": ["subject"], "vectors": 4, "train": {"learning_rate": "0.002", "steps": 500}},
-    "style": {"template": ["style"], "vectors": 4, "train": {"learning_rate": "0.005", "steps": 1000}},
+    "subject": {"template": ["subject"], "vectors": 2, "train": {"learning_rate": "0.002", "steps": 500}},
+    "style": {"template": ["style"], "vectors": 4, "train": {"learning_rate": "0.002", "steps": 1000}},
 }
