@@ -36,21 +36,21 @@ MODES: dict[str, tuple[dict[str, Any], int]] = {
     "off, unlocking": ({"progressive_words": True}, 4),
     "progressive, unlocking": ({"mode": "progressive", "progressive_words": True}, 4),
 }
-STEPS, BATCH, RATE = 100, 4, "0.005"
+BATCH = 4
 
 
-def lesson(mode: str, vectors: int, character: int, seed: int) -> Lesson:
+def lesson(mode: str, vectors: int, character: int, seed: int, steps: int = 100, rate: str = "0.005") -> Lesson:
     shuffle = dict(MODES[mode][0])
     if "progressive_words" in shuffle:
-        shuffle["unlock_every"] = 2 * STEPS // 3 // vectors
-    settings = {"batch_size": BATCH, "learning_rate": RATE}
+        shuffle["unlock_every"] = 2 * steps // 3 // vectors
+    settings = {"batch_size": BATCH, "learning_rate": rate}
     return Lesson(
         character,
         vectors=vectors,
         seed=seed,
         settings=settings,
         shuffle=shuffle,
-        looks=(STEPS,),
+        looks=(steps,),
         halves=vectors > 1,
     )
 
@@ -144,10 +144,13 @@ def figure(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--figure", type=Path, help="a picture file for what docs/shuffling.md shows")
+    parser.add_argument("--vectors", type=int, nargs="+", default=VECTORS)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rate", default="0.005")
     given = parser.parse_args()
-    cells = [(mode, n) for n in VECTORS for mode in MODES if n >= MODES[mode][1]]
+    cells = [(mode, n) for n in given.vectors for mode in MODES if n >= MODES[mode][1]]
     places = [(character, seed) for seed in range(given.seeds) for character in range(given.characters)]
-    lessons = [lesson(mode, n, *place) for place in places for mode, n in cells]
+    lessons = [lesson(mode, n, *place, given.steps, given.rate) for place in places for mode, n in cells]
     found = iter(teach_all(lessons, given.folder, given.processes))
     by_lesson = {(cell, place): next(found)[-1] for place in places for cell in cells}
 
@@ -158,7 +161,8 @@ def main() -> None:
             for character in range(given.characters)
         ]
 
-    print(f"{given.characters} characters x {given.seeds} seeds, {STEPS} steps of {BATCH}; percent (95 % interval)\n")
+    told = f"{given.steps} steps of {BATCH} at {given.rate}"
+    print(f"{given.characters} characters x {given.seeds} seeds, {told}; percent (95 % interval)\n")
     compared = ("crossed", "half crossed", "half right")
     print(f"| vectors | mode | {' | '.join([*FIGURES, 'stray', *(f'{name}, less off' for name in compared)])} |")
     print("|---" * (len(FIGURES) + len(compared) + 3) + "|")

@@ -29,6 +29,8 @@ class Sample:
     with a break."""
     lines: tuple[str, ...] = ("x", "y")
     """Some."""
+    more: tuple[Path, ...] = ()
+    """None at first."""
     on: bool = True
     """A switch."""
     either: str | bool = "off"
@@ -46,6 +48,7 @@ def test_settings_have_the_fields_names_kinds_and_defaults():
         Setting("sample", "told", "--say", str, "In the docstring, over two lines. Default: a"),
         Setting("sample", "from", "--from", Path, "Behind the field, with a break."),
         Setting("sample", "lines", "--lines", list[str], "Some. Default: x, y"),
+        Setting("sample", "more", "--more", list[str], "None at first."),
         Setting("sample", "either", "--either", str, "One. Default: off"),
     ]
 

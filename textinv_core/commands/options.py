@@ -54,7 +54,7 @@ def _help(text: str, field: Field) -> str:
     """What is said of a setting, and its default, where that says something."""
     default = field.default
     text = text[0].upper() + text[1:]
-    if default is MISSING or default is None or not str(default).strip() or isinstance(default, bool):
+    if default in (MISSING, None, ()) or not str(default).strip() or isinstance(default, bool):
         return text + (" On unless switched off." if default is True else "")
     return f"{text} Default: {', '.join(default) if isinstance(default, tuple) else default}"
 

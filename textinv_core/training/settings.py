@@ -22,7 +22,8 @@ class TrainSettings:
     much in less time."""
 
     gradient_accumulation: int = 4
-    """Batches an optimizer step, at least 1, for steadier gradients: with `batch_size`, 4 pictures a step."""
+    """Batches an optimizer step, at least 1, for steadier gradients: it learns from so many times `batch_size` pictures
+    at once."""
 
     seed: int = 0
     """Decides noise, timesteps, order of pictures, template lines and vector orders, each on its own; 0 to 2^64 - 1."""
