@@ -5,15 +5,14 @@
 Every mode of `ShuffleConfig` with 1, 2, 4 and 8 vectors, over `characters` x `seeds`: the toy world's held-out
 characters, whose parts all have different colours, so that a wrong colour says where it came from.
 
-`crossed`: the share of pictures in which some part has the colour of another part of the character. `right`: of parts
-with their own colour. `edited`: of pictures that follow a change asked for by prompt; `kept`: of the other parts right
-in those. `half crossed`, `half right`: the same in pictures of prompts with the first or the last half of the vectors.
-`stray`: of the parts with a wrong colour, the share that have another part's, and in brackets what it would be if wrong
-colours were any. The first row describes the characters in words: what the model itself gets wrong.
+`crossed`: the share of pictures in which some part clearly has the colour of another part of the character. `right`: of
+parts with their own colour. `edited`: of pictures that follow a change asked for by prompt; `kept`: of the other parts
+right in those. `half ...`: the same in pictures of prompts with the first or the last half of the vectors. The first
+row describes the characters in words: what the model itself gets wrong.
 
-Each mode is compared with no shuffling, lesson by lesson. Intervals are 95 % bootstraps over characters. Modes that put
-the vectors in the very same orders are taught once: `dynamic` is `all` with 2 vectors, `between` with 4 and more, and
-`progressive` without unlocking is `between`; none but `off` does anything with 1, and only `all` with 2.
+Each mode is compared with no shuffling, lesson by lesson. Intervals are 95 % bootstraps over characters and seeds.
+Modes that put the vectors in the very same orders are taught once: `dynamic` is `all` with 2 vectors, `between` with 4
+and more, and `progressive` without unlocking is `between`; none but `off` does anything with 1, and only `all` with 2.
 """
 
 import json
@@ -35,6 +34,7 @@ MODES: dict[str, tuple[dict[str, Any], int]] = {
     # One by one: of 4 and 8 vectors the last comes into use after half of the steps.
     "off, unlocking": ({"progressive_words": True}, 4),
     "progressive, unlocking": ({"mode": "progressive", "progressive_words": True}, 4),
+    "dynamic, unlocking": ({"mode": "dynamic", "progressive_words": True}, 4),
 }
 BATCH = 4
 
@@ -47,7 +47,7 @@ def lesson(mode: str, vectors: int, character: int, seed: int, steps: int = 100,
     return Lesson(
         character,
         vectors=vectors,
-        seed=seed,
+        seed=1000 * character + seed,  # so that no two lessons have places or noise in common
         settings=settings,
         shuffle=shuffle,
         looks=(steps,),
@@ -56,9 +56,9 @@ def lesson(mode: str, vectors: int, character: int, seed: int, steps: int = 100,
 
 
 def same_colours(found: Mapping[str, Any]) -> np.ndarray:
-    """Whether a part shows the colour that a part should have, bool [pictures, parts shown, parts that have it]."""
+    """Whether a part clearly shows the colour a part should have, bool [pictures, parts shown, parts that have it]."""
     shown, own = np.array(found["shown"], dtype=object), np.array(found["own"], dtype=object)
-    return shown[:, :, None] == own
+    return (shown[:, :, None] == own) & (np.array(found["far"]) < world.CLEAR)[:, :, None]
 
 
 def crossed(found: Mapping[str, Any]) -> float:
@@ -67,36 +67,29 @@ def crossed(found: Mapping[str, Any]) -> float:
     return float((same_colours(found) & colours & ~np.eye(len(colours), dtype=bool)).any((1, 2)).mean())
 
 
-def of_halves(figure: Callable[[dict], float]) -> Callable[[Mapping[str, Any]], float]:
+def edited(found: Mapping[str, Any]) -> float:
+    return float(np.mean(found["edited"]))
+
+
+def kept(found: Mapping[str, Any]) -> float:
+    return float(np.mean(found["kept"]))
+
+
+def of_halves(figure: Callable[[Mapping[str, Any]], float]) -> Callable[[Mapping[str, Any]], float]:
     """A figure of the pictures made with half of the vectors; of all pictures where there is one vector."""
-    return lambda found: float(
-        np.mean([figure({"own": found["own"], "shown": half}) for half in found.get("halves", [found["shown"]])])
-    )
-
-
-def stray(found: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Of all parts with a wrong colour, the share that have another part's, and what it would be by chance."""
-    wrong, others, expected = 0, 0, 0.0
-    for each in found:
-        for picture in each["shown"]:
-            for part, (shown, own) in enumerate(zip(picture, each["own"], strict=True)):
-                if shown is None or shown == own:
-                    continue
-                elsewhere = [c for i, c in enumerate(each["own"]) if i != part and c is not None]
-                wrong += 1
-                others += shown in elsewhere
-                expected += len(elsewhere) / (len(world.COLOURS) - (own is not None))
-    return (others / wrong, expected / wrong) if wrong else (0.0, 0.0)
+    return lambda found: float(np.mean([figure(half) for half in found.get("halves", [found])]))
 
 
 FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "crossed": crossed,
     "right": accuracy,
-    "edited": lambda found: float(np.mean(found["edited"])),
-    "kept": lambda found: float(np.mean(found["kept"])),
+    "edited": edited,
+    "kept": kept,
     "half crossed": of_halves(crossed),
     "half right": of_halves(accuracy),
+    "half edited": of_halves(edited),
 }
+COMPARED = ("crossed", "edited", "half crossed", "half right", "half edited")
 
 
 def points(values: Any, sign: bool = False) -> str:
@@ -109,11 +102,6 @@ def confusion(found: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """[parts, parts + 1]: how often a part (row) shows the colour of a part (column), or in the last none of them."""
     same = np.concatenate([same_colours(each) for each in found])
     return np.concatenate([same.mean(0), (~same.any(2)).mean(0)[:, None]], axis=1)
-
-
-def strays(found: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    share, chance = stray([one for seeds in found for one in seeds])
-    return f"{100 * share:.0f} ({100 * chance:.0f})"
 
 
 def figure(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -148,6 +136,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rate", default="0.005")
     given = parser.parse_args()
+    if given.figure:
+        import matplotlib as matplotlib  # now, so that it is not missed after half an hour
     cells = [(mode, n) for n in given.vectors for mode in MODES if n >= MODES[mode][1]]
     places = [(character, seed) for seed in range(given.seeds) for character in range(given.characters)]
     lessons = [lesson(mode, n, *place, given.steps, given.rate) for place in places for mode, n in cells]
@@ -163,26 +153,38 @@ def main() -> None:
 
     told = f"{given.steps} steps of {BATCH} at {given.rate}"
     print(f"{given.characters} characters x {given.seeds} seeds, {told}; percent (95 % interval)\n")
-    compared = ("crossed", "half crossed", "half right")
-    print(f"| vectors | mode | {' | '.join([*FIGURES, 'stray', *(f'{name}, less off' for name in compared)])} |")
-    print("|---" * (len(FIGURES) + len(compared) + 3) + "|")
+    titles = ["vectors", "mode", *FIGURES, "first, last half right", *(f"{name}, less off" for name in COMPARED)]
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     words = [[described(character, 24)] for character in range(given.characters)]
     shares = [points([[f(one) for one in row] for row in words]) for f in (crossed, accuracy)]
-    print(f"| | in words | {' | '.join(shares)} | | | | | {strays(words)} | | | |")
+    print(f"| | in words | {' | '.join([*shares, *[''] * (len(titles) - 4)])} |")
     summary = []
     for mode, n in cells:
         values = {name: np.array([[f(one) for one in row] for row in of(mode, n)]) for name, f in FIGURES.items()}
         off = {name: np.array([[f(one) for one in row] for row in of("off", n)]) for name, f in FIGURES.items()}
-        row = [*(points(value) for value in values.values()), strays(of(mode, n))]
-        row += [points(values[name] - off[name], sign=True) if mode != "off" else "" for name in compared]
+        by_half = [[[accuracy(half) for half in one.get("halves", [])] for one in row] for row in of(mode, n)]
+        row = [*(points(value) for value in values.values())]
+        row += [", ".join(f"{100 * share:.0f}" for share in np.mean(by_half, axis=(0, 1)))]
+        row += [points(values[name] - off[name], sign=True) if mode != "off" else "" for name in COMPARED]
         print(f"| {n} | {mode} | {' | '.join(row)} |")
         less = {f"{name}, less off": interval(values[name] - off[name]) for name in values}
         summary.append({"vectors": n, "mode": mode, **{name: interval(v) for name, v in values.items()}, **less})
-    print("\nWhich part's colour (column) each part (row) shows, percent of the pictures:")
+    print("\n`crossed` by character, percent:\n")
+    print(f"| vectors | mode | {' | '.join(map(str, range(given.characters)))} |\n{'|---' * (given.characters + 2)}|")
+    for mode, n in cells:
+        shares = [f"{100 * np.mean([crossed(one) for one in row]):.0f}" for row in of(mode, n)]
+        print(f"| {n} | {mode} | {' | '.join(shares)} |")
+    print(
+        "\nWhich part's colour (column) each part (row) clearly shows, percent of the pictures; in brackets with half"
+    )
+    print("of the vectors:")
     for mode, n in cells:
         print(f"\n{n} vectors, {mode}\n\n| | {' | '.join(PARTS)} | none of these |\n{'|---' * (len(PARTS) + 2)}|")
-        for part, shares in zip(PARTS, confusion([one for seeds in of(mode, n) for one in seeds]), strict=True):
-            print(f"| {part} | {' | '.join(f'{100 * share:.1f}' for share in shares)} |")
+        every = [one for seeds in of(mode, n) for one in seeds]
+        of_half = confusion([half for one in every for half in one.get("halves", [one])])
+        for part, shares, half in zip(PARTS, confusion(every), of_half, strict=True):
+            told = [f"{100 * a:.1f} ({100 * b:.1f})" for a, b in zip(shares, half, strict=True)]
+            print(f"| {part} | {' | '.join(told)} |")
     (given.folder / "summary.json").write_text(json.dumps(summary, indent=2))
     if given.figure:
         figure(summary, given.figure)

@@ -5,10 +5,13 @@
 The rows `subject` and `style` are where the sweeps start, with one thing otherwise in each row after; `preset` ones are
 what was chosen by these. Each is taught `characters` x `seeds` times: eight pictures of a character the world has no
 name for (or in a style: any characters, in the same clothes before the same background), an embedding trained on them,
-and pictures with it judged from their pixels. `right` is the share of the parts that are right after all steps;
-`edited` the share of pictures that follow a change asked for by prompt, and `kept` the share of the other parts right
-in those. `steps` and `seconds` are those until 90 % were right, `reached` how many lessons got there. Medians over
-lessons, with 95 % bootstrap intervals, but for `edited`, of which the mean.
+and pictures with it judged from their pixels.
+
+`right` is the share of the parts that are right after so many `steps`; `edited` the share of pictures that follow a
+change asked for by prompt, and `kept` the share of the other parts right in those; `- start`: less the row where the
+sweep starts, lesson by lesson. `until 90 %`: the first look, of those listed, at which 90 % were right, and `seconds`
+what so many steps take at the pace of the row's quickest lesson, as others may have shared the machine; `reached`: how
+many lessons got there. Medians over lessons, but means of `edited` and differences, with 95 % bootstrap intervals.
 """
 
 import math
@@ -52,10 +55,12 @@ SWEEPS = {
 
 def rows() -> dict[str, tuple[str, dict[str, Any]]]:
     """Label -> kind of lesson, and what is other than in BASE."""
-    found = {"subject": ("subject", {}), **{f"as {name}": ("subject", changed) for name, changed in FIELD.items()}}
-    found["subject, pictures one by one"] = ("subject", {"batch_size": 1, "gradient_accumulation": 4})
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
     for kind, sweep in SWEEPS.items():
         found[kind] = (kind, {})
+        if kind == "subject":
+            found |= {f"as {name}": (kind, changed) for name, changed in FIELD.items()}
+            found["subject, pictures one by one"] = (kind, {"batch_size": 1, "gradient_accumulation": 4})
         found |= {f"{kind}, {key} {value!r}": (kind, {key: value}) for key, values in sweep.items() for value in values}
         preset = PRESETS[kind]
         # The pictures of a step in one batch, which a CPU has sooner done.
@@ -72,9 +77,10 @@ def lesson(kind: str, changed: dict[str, Any], character: int, seed: int) -> Les
     return Lesson(character, kind, seed=seed, settings=told, looks=tuple(sorted(looks)), **own)
 
 
-def percent(values: Any, of: Any = np.median) -> str:
-    middle, low, high = (round(100 * value) for value in interval(values, of))
-    return f"{middle} ({low} to {high})"
+def percent(values: Any, of: Any = np.median, sign: bool = False) -> str:
+    middle, low, high = (100 * value for value in interval(values, of))
+    form = "+.0f" if sign else ".0f"
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def until(values: Any) -> str:
@@ -83,22 +89,54 @@ def until(values: Any) -> str:
     return f"{ordered[0]} ({ordered[1]} to {ordered[2]})"
 
 
-def cells(lessons: Sequence[Sequence[Sequence[dict[str, Any]]]]) -> list[str]:
-    """lessons: by character and seed, what was found at each look."""
+Looks = Sequence[dict[str, Any]]  # what was found at each look of a lesson
 
-    def table(figure: Callable[[Sequence[dict[str, Any]]], float]) -> list[list[float]]:
-        return [[figure(looks) for looks in seeds] for seeds in lessons]
 
-    def first(looks: Sequence[dict[str, Any]], what: str) -> float:
-        return next((look[what] for look in looks if accuracy(look) >= 0.9), math.inf)
+def right(looks: Looks) -> float:
+    return accuracy(looks[-1])
 
-    steps = table(lambda looks: first(looks, "step"))
+
+def edited(looks: Looks) -> float:
+    return float(np.mean(looks[-1]["edited"]))
+
+
+def kept(looks: Looks) -> float:
+    return float(np.mean(looks[-1]["kept"]))
+
+
+def first_right(looks: Looks) -> float:
+    return next((look["step"] for look in looks if accuracy(look) >= 0.9), math.inf)
+
+
+TITLES = (
+    "steps",
+    "right %",
+    "edited %",
+    "kept %",
+    "right - start",
+    "edited - start",
+    "until 90 %",
+    "seconds",
+    "reached",
+)
+
+
+def cells(lessons: Sequence[Sequence[Looks]], start: Sequence[Sequence[Looks]]) -> list[str]:
+    """A row of the table. lessons, start: by character and seed, the row's own and those where its sweep starts."""
+
+    def table(figure: Callable[[Looks], float], of: Sequence[Sequence[Looks]] = lessons) -> np.ndarray:
+        return np.array([[figure(looks) for looks in seeds] for seeds in of])
+
+    steps = table(first_right)
+    pace = table(lambda looks: looks[-1]["seconds"] / looks[-1]["step"]).min()
     return [
-        percent(table(lambda looks: accuracy(looks[-1]))),
-        percent(table(lambda looks: float(np.mean(looks[-1]["edited"]))), np.mean),
-        percent(table(lambda looks: float(np.mean(looks[-1]["kept"])))),
+        str(lessons[0][0][-1]["step"]),
+        percent(table(right)),
+        percent(table(edited), np.mean),
+        percent(table(kept)),
+        *("" if lessons is start else percent(table(f) - table(f, start), np.mean, sign=True) for f in (right, edited)),
         until(steps),
-        until(table(lambda looks: first(looks, "seconds"))),
+        until(steps * pace),
         f"{np.isfinite(steps).sum()}/{np.size(steps)}",
     ]
 
@@ -113,14 +151,14 @@ def main() -> None:
         for label, (kind, changed) in rows().items()
     }
     flat = [one for row in lessons.values() for seeds in row for one in seeds]
-    found = iter(teach_all(flat, given.folder, given.processes))
+    every = iter(teach_all(flat, given.folder, given.processes))
+    found = {label: [[next(every) for _ in seeds] for seeds in row] for label, row in lessons.items()}
     print(f"{given.characters} characters x {given.seeds} seeds; looked at after {LOOKS} steps, and after the last.")
     print("Sweeps start with\n")
     print("".join(f"- {kind}: {base}\n" for kind, base in BASE.items()))
-    print("| setting | right % | edited % | kept % | steps to 90 % | seconds to 90 % | reached |")
-    print("|---|---|---|---|---|---|---|")
-    for label, row in lessons.items():
-        print(f"| {label} | {' | '.join(cells([[next(found) for _ in seeds] for seeds in row]))} |")
+    print(f"| setting | {' | '.join(TITLES)} |\n{'|---' * (len(TITLES) + 1)}|")
+    for label, row in found.items():
+        print(f"| {label} | {' | '.join(cells(row, found[rows()[label][0]]))} |")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ sys.path.insert(0, str(HERE / "toyworld"))
 
 import torch  # noqa: E402
 import world  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from textinv_core.dataset import Example  # noqa: E402
 from textinv_core.embedding import Embedding, create_embedding  # noqa: E402
@@ -55,7 +56,7 @@ class Lesson:
     shuffle: Mapping[str, Any] = field(default_factory=dict)
     looks: tuple[int, ...] = (200,)
     pictures: int = 8  # to judge by at each look, and as many with changes
-    halves: bool = False  # also look at what the first and the last half of the vectors show by themselves
+    halves: bool = False  # also judge the first and the last half of the vectors, by half as many pictures
 
     @property
     def own(self) -> dict[str, int | None]:
@@ -118,39 +119,50 @@ def described(character: int, pictures: int) -> dict[str, Any]:
         f"{world.COLOUR_NAMES[colour]} {part}" if colour is not None else f"no {part}" for part, colour in own.items()
     ]
     prompt = f"a photo of a figure with {', '.join(words)}"
-    seen = world.judge(host.generate(pipeline(), prompt, [], seeds=range(pictures), **SAMPLING))
-    return {"own": [*own.values()], "shown": [[getattr(scene, part) for part in own] for scene in seen]}
+    seen = world.measure(host.generate(pipeline(), prompt, [], seeds=range(pictures), **SAMPLING))
+    return {
+        "own": [*own.values()],
+        "shown": [[getattr(scene, part) for part in own] for scene, _ in seen],
+        "far": [[far[part] for part in own] for _, far in seen],
+    }
 
 
-def drawn(lesson: Lesson, embedding: Embedding, words: str, seeds: Iterable[int]) -> list[world.Scene]:
-    """What pictures show whose prompt names the embedding, judged from their pixels."""
+def drawn(lesson: Lesson, embedding: Embedding, words: str, seeds: Iterable[int]) -> Tensor:
+    """Pictures whose prompt names the embedding."""
     prompt = {"subject": f"a photo of embedding:{NAME}", "style": f"a figure, embedding:{NAME} style"}[lesson.kind]
-    return world.judge(host.generate(pipeline(), prompt + words, [embedding], seeds=list(seeds), **SAMPLING))
+    return host.generate(pipeline(), prompt + words, [embedding], seeds=list(seeds), **SAMPLING)
 
 
-def judge(embedding: Embedding, lesson: Lesson) -> dict[str, Any]:
-    """What pictures with the embedding show, without and with changes asked for.
+def judge(embedding: Embedding, lesson: Lesson, pictures: int, first_seed: int = 0) -> dict[str, Any]:
+    """What pictures with the embedding show, without and with changes asked for; `pictures` of each.
 
-    own, shown: the colours to be learnt, and those judged in each picture. edited: for each picture with a change
-    whether it is there; kept: the share of its other parts that are right. halves: `shown` with half of the vectors.
+    own, shown: the colours to be learnt, and those judged in each picture. far: how far these are from the colour
+    named, see `world.measure`. edited: for each picture with a change whether it is there; kept: the share of its
+    other parts that are right.
     """
     own = lesson.own
-
-    def shown(embedding: Embedding, seeds: Iterable[int]) -> list[list[int | None]]:
-        return [[getattr(scene, part) for part in own] for scene in drawn(lesson, embedding, "", seeds)]
-
+    plain = world.measure(drawn(lesson, embedding, "", range(first_seed, first_seed + pictures)))
     edited, kept = [], []
-    share = lesson.pictures // len(lesson.edits)
+    share, first = pictures // len(lesson.edits), first_seed + 1000
     for i, (words, attribute, value) in enumerate(lesson.edits):
-        for scene in drawn(lesson, embedding, f", {words}", range(1000 + i * share, 1000 + (i + 1) * share)):
+        for scene in world.judge(
+            drawn(lesson, embedding, f", {words}", range(first + i * share, first + (i + 1) * share))
+        ):
             edited.append(getattr(scene, attribute) == value)
             kept.append(float(np.mean([getattr(scene, p) == own[p] for p in own if p != attribute])))
-    found = {"own": [*own.values()], "shown": shown(embedding, range(lesson.pictures)), "edited": edited, "kept": kept}
-    if lesson.halves:
-        [(key, rows)] = embedding.vectors.items()
-        halves = [replace(embedding, vectors={key: half}) for half in rows.tensor_split(2)]
-        found["halves"] = [shown(half, range(2000, 2000 + lesson.pictures // 2)) for half in halves]
-    return found
+    return {
+        "own": [*own.values()],
+        "shown": [[getattr(scene, part) for part in own] for scene, _ in plain],
+        "far": [[far[part] for part in own] for _, far in plain],
+        "edited": edited,
+        "kept": kept,
+    }
+
+
+def halves(embedding: Embedding) -> list[Embedding]:
+    """The first half of the vectors, and the last, each as an embedding."""
+    [(key, rows)] = embedding.vectors.items()
+    return [replace(embedding, vectors={key: half}) for half in rows.tensor_split(2)]
 
 
 def _settings(lesson: Lesson) -> TrainSettings:
@@ -171,7 +183,10 @@ def teach(lesson: Lesson) -> list[dict[str, Any]]:
             if progress.step in lesson.looks:
                 seconds += time.perf_counter() - since
                 with torch.no_grad():
-                    judged = judge(progress.embedding(), lesson)
+                    learnt = progress.embedding()
+                    judged = judge(learnt, lesson, lesson.pictures)
+                    if lesson.halves:
+                        judged["halves"] = [judge(h, lesson, lesson.pictures // 2, 2000) for h in halves(learnt)]
                 found.append({"step": progress.step, "seconds": seconds, "loss": float(np.mean(losses)), **judged})
                 losses, since = [], time.perf_counter()
     return found
@@ -221,18 +236,26 @@ def accuracy(found: Mapping[str, Any]) -> float:
 def interval(values: Any, of: Callable[..., Any] = np.mean) -> tuple[float, float, float]:
     """A statistic of values [characters, seeds], and its 95 % percentile bootstrap interval (10,000 resamples, seed 0).
 
-    Characters are resampled, with all their lessons: those of one character are not independent.
+    Characters and seeds are resampled, each as a whole (Owen 2007, "The pigeonhole bootstrap"): neither the lessons of
+    one character are independent, nor those of one seed, which have noise and places in common.
     """
     given = np.asarray(values, dtype=float)
-    drawn = np.random.default_rng(0).integers(len(given), size=(10_000, len(given)))
+    rng = np.random.default_rng(0)
+    characters, seeds = (rng.integers(n, size=(10_000, n)) for n in given.shape)
+    resampled = given[characters[:, :, None], seeds[:, None, :]].reshape(10_000, -1)
     # An order statistic, as some values may be infinite.
-    low, high = np.quantile(of(given[drawn].reshape(10_000, -1), axis=1), [0.025, 0.975], method="nearest")
+    low, high = np.quantile(of(resampled, axis=1), [0.025, 0.975], method="nearest")
     return float(of(given)), float(low), float(high)
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for what was found; a second run goes on there")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="for what was found; a second run goes on there, so take another after changing code",
+    )
     parser.add_argument("--characters", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2, help="each with one thread")

@@ -256,6 +256,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the number the shipped world had")
     parser.add_argument("--out", type=Path, help="where export writes")
     arguments = parser.parse_args()
+    if arguments.stage == "export" and not arguments.out:
+        parser.error("export needs --out")
     arguments.state.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     if arguments.stage == "export":

@@ -29,6 +29,7 @@ COLOURS = {
 }
 COLOUR_NAMES = tuple(COLOURS)
 SKIN = (236, 188, 150)
+CLEAR = 45.0  # a third of the distance between the two most alike, pink and white
 
 PARTS = ("background", "hair", "eyes", "shirt", "trousers", "hat")  # the coloured ones, in the order they are kept
 POSITIONS = {"left": 19, "middle": 32, "right": 45}  # the figure's middle, pixels from the left
@@ -143,10 +144,16 @@ def _cores() -> Tensor:
 
 
 def judge(pictures: Tensor) -> list[Scene]:
-    """Which scenes pictures [B, SIZE, SIZE, 3] show, found from their pixels alone.
+    """Which scenes pictures [B, SIZE, SIZE, 3] show, found from their pixels alone; see `measure`."""
+    return [scene for scene, _ in measure(pictures)]
+
+
+def measure(pictures: Tensor) -> list[tuple[Scene, dict[str, float]]]:
+    """Which scenes pictures [B, SIZE, SIZE, 3] in 0..1 show, and how far each part's colour is from the one named.
 
     Of all geometries, the one whose parts are each closest to one colour (skin to the skin's), least squares over the
-    pixels that belong to a single part; then the nearest named colour to the median of each part.
+    pixels that belong to a single part; then the nearest named colour to the median of each part. Far is the Euclidean
+    distance of these two in RGB, 0 to 441; `CLEAR` and less is no muddled colour. 0 for no hat.
     """
     pixels = pictures.reshape(len(pictures), SIZE * SIZE, 3).float()
     cores = _cores()
@@ -161,22 +168,15 @@ def judge(pictures: Tensor) -> list[Scene]:
     found = []
     for picture, best in zip(pixels, residual.argmin(1).tolist(), strict=True):
         geometry = GEOMETRIES[best]
-        colours = {}
+        colours, far = {}, {}
         for part, core in zip(PARTS, cores[best], strict=False):
             if part == "hat" and not geometry.hat:
-                colours[part] = None
+                colours[part], far[part] = None, 0.0
                 continue
-            median = picture[core > 0].median(0).values
-            colours[part] = int((_palette() - median).square().sum(-1).argmin())
-        found.append(
-            Scene(
-                **colours,
-                head=geometry.head,
-                length=geometry.length,
-                position=geometry.position,
-                jitter=geometry.jitter,
-            )
-        )
+            distances = 255 * (_palette() - picture[core > 0].median(0).values).norm(dim=-1)
+            colours[part], far[part] = int(distances.argmin()), float(distances.min())
+        place = {"position": geometry.position, "jitter": geometry.jitter}
+        found.append((Scene(**colours, head=geometry.head, length=geometry.length, **place), far))
     return found
 
 
@@ -207,7 +207,11 @@ def named_characters() -> dict[str, Character]:
 
 def held_out_characters(count: int, seed: int = 1) -> list[Character]:
     """Characters without a name, each of whose colours differ from all named ones' in two parts or more, and whose
-    own parts all have different colours, so that one that turns up on another part can be told."""
+    own parts all have different colours, so that one that turns up on another part can be told.
+
+    Among the random scenes that the world has seen there may be one that looks so by chance: as a figure, or as
+    somebody in other clothes, who are then described in words.
+    """
     rng = np.random.default_rng(seed)
     colours = ("hair", "eyes", "shirt", "trousers", "hat")
     known = list(named_characters().values())

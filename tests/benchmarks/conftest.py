@@ -4,4 +4,4 @@ import sys
 
 from tests.rig import PACK
 
-sys.path.append(str(PACK / "benchmarks"))
+sys.path += [str(PACK / "benchmarks"), str(PACK / "benchmarks" / "toyworld")]

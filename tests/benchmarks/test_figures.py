@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("diffusers")
-from crosstalk import confusion, crossed, of_halves, stray
+from crosstalk import confusion, crossed, of_halves
 from learning import cells, until
 from lessons import Lesson, accuracy, interval, world
 
@@ -14,8 +14,9 @@ OWN = [0, 1, 2, 3, 4]  # colours of hair, eyes, shirt, trousers, hat
 BARE = [0, 1, 2, 3, None]
 
 
-def found(*shown, own=OWN):
-    return {"own": own, "shown": [list(each) for each in shown], "edited": [True, False], "kept": [1.0, 0.5]}
+def found(*shown, own=OWN, far=0.0):
+    told = {"own": own, "shown": [list(each) for each in shown], "far": [[far] * len(own)] * len(shown)}
+    return {**told, "edited": [True, False], "kept": [1.0, 0.5]}
 
 
 def test_accuracy_counts_parts():
@@ -31,19 +32,8 @@ def test_crossed_is_another_parts_colour_and_no_other_mistake():
     assert crossed(found([1, 0, 2, 3, 4])) == 1
     assert crossed(found([0, 1, 2, 3, 2], own=BARE)) == 1
     assert crossed(found([0, 1, 2, 3, 7], own=BARE)) == 0
-
-
-def test_stray_against_chance():
-    assert stray([found(OWN)]) == (0, 0)
-    assert stray([found([1, 7, 2, 3, 4])]) == pytest.approx((0.5, 4 / 7))
-    assert stray([found([0, 1, 2, 3, 7], own=BARE)]) == pytest.approx((0, 4 / 8))
-
-
-def test_stray_of_random_mistakes_is_chance():
-    rng = np.random.default_rng(0)
-    shown = rng.integers(len(world.COLOURS), size=(4000, 5)).tolist()
-    share, chance = stray([found(*shown)])
-    assert share == pytest.approx(chance, abs=0.02)
+    assert crossed(found([1, 1, 2, 3, 4], far=44.0)) == 1
+    assert crossed(found([1, 1, 2, 3, 4], far=46.0)) == 0  # a muddled colour is nobody's
 
 
 def test_confusion_has_shares_in_rows():
@@ -54,14 +44,15 @@ def test_confusion_has_shares_in_rows():
 
 
 def test_halves_are_averaged_and_one_vector_is_whole():
-    halves = {**found(OWN), "halves": [[OWN], [[7] * 5]]}
+    halves = {**found(OWN), "halves": [found(OWN), found([7] * 5)]}
     assert of_halves(accuracy)(halves) == 0.5
     assert of_halves(accuracy)(found([0, 1, 2, 3, 7])) == 0.8
 
 
-def test_intervals_take_characters_as_a_whole():
+def test_intervals_take_characters_and_seeds_as_a_whole():
     alike = np.repeat([[0.0], [1.0]], 100, axis=1)  # two characters, a hundred lessons each
     assert interval(alike) == (0.5, 0, 1)
+    assert interval(alike.T) == (0.5, 0, 1)  # a hundred characters, two seeds
     assert interval([[0.3, 0.3], [0.3, 0.3]]) == pytest.approx((0.3, 0.3, 0.3))
 
 
@@ -73,8 +64,12 @@ def test_lessons_that_never_get_there():
 def test_a_row_of_the_table():
     early = {**found([0, 1, 2, 3, 7]), "step": 50, "seconds": 1.0}
     late = {**found(OWN), "step": 100, "seconds": 2.5}
-    row = cells([[[early, late]], [[early, late]]])
-    assert row == ["100 (100 to 100)", "50 (50 to 50)", "75 (75 to 75)", "100 (100 to 100)", "2.5 (2.5 to 2.5)", "2/2"]
+    lessons = [[[early, late]], [[early, {**late, "seconds": 3.5}]]]
+    shown = ["100", "100 (100 to 100)", "50 (50 to 50)", "75 (75 to 75)"]
+    reached = ["100 (100 to 100)", "2.5 (2.5 to 2.5)", "2/2"]
+    assert cells(lessons, lessons) == [*shown, "", "", *reached]
+    worse = [[[{**late, **found([0, 1, 2, 7, 7]), "edited": [False]}]]] * 2
+    assert cells(lessons, worse) == [*shown, "+40 (+40 to +40)", "+50 (+50 to +50)", *reached]
 
 
 @pytest.mark.parametrize("kind", ["subject", "style"])

@@ -39,6 +39,15 @@ def test_half_a_colour_goes_to_the_nearer_name():
     assert world.COLOUR_NAMES[seen.shirt] == "red"
 
 
+def test_a_colour_between_two_is_far_from_both():
+    [scene] = [scene for scene, _ in scenes(1)]
+    red, blue = (world.draw([replace(scene, shirt=world.COLOUR_NAMES.index(name))]) for name in ("red", "blue"))
+    [(_, clear), (_, muddled)] = world.measure(torch.cat([red, 0.5 * red + 0.5 * blue]))
+    assert clear["shirt"] == pytest.approx(0, abs=0.01)
+    assert muddled["shirt"] == pytest.approx(np.linalg.norm(np.subtract((215, 45, 45), (50, 80, 215))) / 2, abs=0.5)
+    assert muddled["shirt"] > world.CLEAR > max(far for part, far in muddled.items() if part != "shirt")
+
+
 def test_captions_are_true_and_say_so():
     rng = np.random.default_rng(2)
     negations = 0
@@ -72,7 +81,8 @@ def test_held_out_characters_are_nobody_with_a_name():
     assert held_out[:10] == world.held_out_characters(10)
     for one in held_out:
         for other in world.named_characters().values():
-            assert sum(getattr(one, part) != getattr(other, part) for part in ("hair", "eyes", "shirt", "trousers")) > 0
+            parts = ("hair", "eyes", "shirt", "trousers", "hat")
+            assert sum(getattr(one, part) != getattr(other, part) for part in parts) >= 2
         colours = [one.hair, one.eyes, one.shirt, one.trousers, one.hat]
         assert len({*colours}) == 5
 
