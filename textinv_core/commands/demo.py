@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WORLD = Path(__file__).parents[1] / "toyworld"
 SIZE = 64
 NAME = "my-character"
-SETTINGS = TrainSettings(
+SETTINGS = TrainSettings(  # at a rate at which 200 steps are enough
     template=TEMPLATES["subject"],
     steps=200,
     learning_rate="0.005",

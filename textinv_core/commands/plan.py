@@ -86,7 +86,7 @@ class Plan:
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
 
     preset: str = ""
-    """Settings to start from, `subject` or `style`: those that learnt best where it was measured. What you set yourself
+    """Settings to start from, `subject` or `style`: nothing learnt better where it was measured. What you set yourself
     wins."""
 
     name: str = ""

@@ -1,4 +1,4 @@
-"""Settings to start from, chosen by what learns best in `benchmarks/RESULTS.md`, "Learning".
+"""Settings to start from: none learnt better in `benchmarks/RESULTS.md`, "Learning".
 
 Each is laid out like a settings file of the command: what is not in it keeps its default. `subject` says what the
 defaults are.
