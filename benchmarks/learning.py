@@ -49,7 +49,7 @@ SWEEPS = {
         "min_timestep": (500,),
         "filewords": (True,),
     },
-    "style": {"learning_rate": ("0.002", "0.01"), "vectors": (1, 2), "filewords": (True,)},
+    "style": {"learning_rate": ("0.002", "0.01"), "vectors": (1, 2)},
 }
 
 
