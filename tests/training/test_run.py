@@ -114,17 +114,20 @@ def test_a_shuffle_is_passed_on(tmp_path, make_model, make_examples, numbered_em
 
 
 @pytest.mark.parametrize(
-    ("pictures", "batch_size", "accumulation", "per_epoch"), [(3, 1, 1, 3), (5, 2, 1, 3), (5, 1, 2, 3), (1, 4, 4, 1)]
+    ("pictures", "batch_size", "accumulation", "epochs", "epoch_steps"),
+    [
+        (3, 1, 1, "00011122", "01201201"),
+        (5, 2, 1, "00011122", "01201201"),
+        (5, 1, 2, "00011222", "01201012"),  # 5 batches an epoch, 2 a step
+    ],
 )
 def test_rows_of_the_losses(
-    tmp_path, make_model, make_examples, make_embedding, pictures, batch_size, accumulation, per_epoch
+    tmp_path, make_model, make_examples, make_embedding, pictures, batch_size, accumulation, epochs, epoch_steps
 ):
     told = settings(8, batch_size=batch_size, gradient_accumulation=accumulation, learning_rate="0.01:4, 0.00025")
     trained = run_training(make_model(), make_examples(pictures), make_embedding(), told, tmp_path)
     written = rows(tmp_path)
-    assert [row[:3] for row in written] == [
-        [str(step), str((step - 1) // per_epoch), str((step - 1) % per_epoch)] for step in range(1, 9)
-    ]
+    assert [row[:3] for row in written] == [[*each] for each in zip("12345678", epochs, epoch_steps, strict=True)]
     assert [row[3] for row in written] == [f"{loss:.7f}" for loss in trained.losses]
     assert [row[4] for row in written] == ["0.01"] * 4 + ["0.00025"] * 4
 

@@ -314,8 +314,10 @@ def check_paths(plan: Plan) -> None:
 def facts_of(plan: Plan) -> dict[str, Any]:
     """All that decides a plan's result, of the kinds JSON knows: what tells whether a job has been done."""
     facts = asdict(plan)
-    for name in ("output", "plot", "device"):
+    for name in ("output", "plot", "device", "preset"):
         del facts[name]
+    for name in ("save_every", "gradient_checkpointing"):
+        del facts["train"][name]
     return _plain(facts)
 
 

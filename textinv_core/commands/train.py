@@ -180,7 +180,7 @@ def _train_jobs(todo: list[Plan], report: Report) -> None:
     try:
         outcomes = run_jobs(jobs, _root(todo[0]), run)
     except KeyboardInterrupt:
-        again = "Stopped. The same command goes on with the jobs that are not done."
+        again = "Stopped. The same command goes on with the jobs that are not done, each from its beginning."
         raise complain(report, again, INTERRUPTED) from None
     for outcome in outcomes:
         report.facts(event="job", name=outcome.name, state=outcome.state, message=outcome.message)

@@ -349,6 +349,9 @@ def trainable(model: Any, clip: Any, latent: Tensor, batch_size: int, precision:
         own.pre_run()
         stack.callback(setattr, management, "in_training", was_training)
         management.in_training = True
+        # Weights kept in RAM are else cast through buffers that the next layer overwrites: backward would read those.
+        stack.callback(setattr, management, "NUM_STREAMS", management.NUM_STREAMS)
+        management.NUM_STREAMS = 0
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(ordinary_weights(base, encoder))

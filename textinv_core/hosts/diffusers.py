@@ -28,6 +28,7 @@ from .windows import Token, tokens, windows
 log = logging.getLogger("textinv")
 
 CLIP_H_WIDTH = 1024
+MOST_REPEATS = 4  # of a text, for a batch to be one; as ComfyUI
 PIXELS_A_CELL = 8  # what SDXL takes a side of a latent's cell for, in pixels, when told of sizes
 
 # Name in a prompt, as an encoder key comes to it -> the vectors [n, dim] to put there, None for none known.
@@ -292,7 +293,11 @@ class DiffusersModel:
 
     def predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
         # Attention to a text that comes several times over is attention to that text: so lengths become equal.
-        length = math.lcm(*(condition.text.shape[1] for condition in conditions))
+        lengths = [condition.text.shape[1] for condition in conditions]
+        length = math.lcm(*lengths)
+        if length > MOST_REPEATS * max(lengths):
+            rows = enumerate(conditions)
+            return torch.cat([self.predict(noisy[i : i + 1], t[i : i + 1], [each]) for i, each in rows])
         text = torch.cat([c.text.repeat(1, length // c.text.shape[1], 1) for c in conditions]).to(self.dtype)
         more = {}
         pooled = [c.pooled for c in conditions if c.pooled is not None]

@@ -6,6 +6,7 @@ What a single file does not say (see `configs/README.md`) comes with this packag
 import gzip
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -255,7 +256,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
         # Old checkpoints are pickles, which may run code; torch reads only those that need none.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     loaded = loaded if isinstance(loaded, dict) else {}
     return {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}

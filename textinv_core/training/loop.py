@@ -35,7 +35,7 @@ class Progress:
 
     loss: mean over the step's batches.
 
-    Holds a copy of the step's vectors, some kilobytes for each, on the model's device.
+    Holds a copy of the step's vectors, some kilobytes, on the CPU: what happens to the model's device cannot reach it.
     """
 
     step: int
@@ -47,8 +47,7 @@ class Progress:
 
     def embedding(self) -> Embedding:
         """The embedding as it was after this step, whatever the training has done since."""
-        vectors = {key: rows.to("cpu", copy=True) for key, rows in self._vectors.items()}
-        return Embedding(self._embedding.name, vectors, self.step, self._embedding.metadata)
+        return Embedding(self._embedding.name, self._vectors, self.step, self._embedding.metadata)
 
 
 def chance(seed: int, stream: str, *place: int) -> Generator:
@@ -252,5 +251,5 @@ def train(
         scaler.step(optimizer)
         scaler.update()
         # An interrupt can come in the midst of the next update, when they are those of no step.
-        learnt = {key: rows.detach().clone() for key, rows in vectors.items()}
+        learnt = {key: rows.detach().to("cpu", copy=True) for key, rows in vectors.items()}
         yield Progress(step, rates.last_step, loss, rate, embedding, learnt)

@@ -103,7 +103,8 @@ def _end(number: int, _: object) -> None:
 
 
 def shared(settings: TrainSettings, count: int) -> TrainSettings:
-    """`settings` with as many pictures a step, in batches that `count` processes can share evenly.
+    """`settings` with as many pictures a step, in batches that `count` processes can share evenly. (Where pictures have
+    several sizes, smaller batches leave fewer of them incomplete.)
 
     As they are where `gradient_accumulation` divides; otherwise with the largest smaller batches, which fit into
     memory. Raises ValueError where the pictures of a step cannot be divided at all, with what to set instead.

@@ -75,15 +75,17 @@ def _uninterrupted() -> Iterator[None]:
 class _Record:
     """Writes a run's files as it goes on."""
 
-    def __init__(self, folder: Path, steps_per_epoch: int):
-        self.folder, self._steps_per_epoch = folder, steps_per_epoch
+    def __init__(self, folder: Path, batches_a_step: int, batches_an_epoch: int):
+        self.folder, self._batches_a_step, self._batches_an_epoch = folder, batches_a_step, batches_an_epoch
         self.losses: list[float] = []
         self._rows, self._saved_at = [CSV_HEADER], None
 
     def step(self, progress: Progress) -> None:
         self.losses.append(progress.loss)
-        epoch, epoch_step = divmod(progress.step - 1, self._steps_per_epoch)
-        row = f"{progress.step},{epoch},{epoch_step},{progress.loss:.7f},{progress.learning_rate:g}\n"
+        epoch, batch = divmod((progress.step - 1) * self._batches_a_step, self._batches_an_epoch)
+        row = (
+            f"{progress.step},{epoch},{batch // self._batches_a_step},{progress.loss:.7f},{progress.learning_rate:g}\n"
+        )
         self._rows.append(row)
 
     def write_losses(self) -> None:
@@ -130,8 +132,8 @@ def run_training(
     told = {**asdict(settings), "shuffle": asdict(shuffle or ShuffleConfig()), "embedding": embedding.name}
     told |= {"pictures": len(examples), "vectors": {key: list(rows.shape) for key, rows in embedding.vectors.items()}}
     write_atomically(folder / "settings.json", json.dumps(told, indent=2).encode())
-    steps_per_epoch = -(-batches_per_epoch(examples, settings.batch_size) // settings.gradient_accumulation)
-    record = _Record(folder, steps_per_epoch)
+    batches_an_epoch = batches_per_epoch(examples, settings.batch_size)
+    record = _Record(folder, settings.gradient_accumulation, batches_an_epoch)
     log_every = min(max(10, settings.steps // 50), 100)
     started = time.monotonic()
     try:

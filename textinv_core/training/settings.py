@@ -47,7 +47,7 @@ class TrainSettings:
     """`on` halves or better the memory for activations and takes about half as long again; `auto` turns it on when
     a step runs out of memory."""
 
-    save_every: int = 500
+    save_every: int = 100
     """Keep a copy of the embedding every so many steps; 0 for only at the end."""
 
     def __post_init__(self):

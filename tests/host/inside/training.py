@@ -27,8 +27,13 @@ from textinv.textinv_core.training.loss import prediction_loss  # noqa: E402
 from textinv.textinv_core.training.settings import TrainSettings  # noqa: E402
 
 logging.disable(logging.INFO)
+comfy.model_management.NUM_STREAMS = 2  # as on GPUs
 TEXT = "a red dog"
 checkpoint, steps = pack.ARGS[0], int(pack.ARGS[1]) if len(pack.ARGS) > 1 else 24
+
+
+def host_flags():
+    return comfy.model_management.in_training, comfy.model_management.NUM_STREAMS
 
 
 def encode(clip, text):
@@ -124,11 +129,12 @@ def main():
             picture = host.generate(model, applied, vae, "embedding:my-dog", example.latent, 2, 5)
         encoder_before, model_before = everything(clip.cond_stage_model), everything(model.model)
         random_before = torch.random.get_rng_state()
-        flags = comfy.model_management.in_training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        flags = *host_flags(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
         result["loss before"] = fixed_loss(model, clip, embedding, example)
         settings = TrainSettings(("[name] [filewords]",), steps, "0.02", batch_size=2, gradient_accumulation=1)
         with host.trainable(model, clip, example.latent, 2) as trainable:
+            result["casts share no buffers"] = comfy.model_management.NUM_STREAMS == 0
             *_, last = train(trainable, examples, embedding, settings, ShuffleConfig("all"))
             trained = last.embedding()
         result["loss after"] = fixed_loss(model, clip, trained, example)
@@ -239,7 +245,7 @@ def main():
             again = host.generate(model, applied, vae, "embedding:my-dog", example.latent, 2, 5)
         result["picture as before"] = torch.equal(picture, again)
         result["random state as before, sampling"] = torch.equal(torch.random.get_rng_state(), random_before)
-        flags_after = comfy.model_management.in_training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        flags_after = *host_flags(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         result["flags as before"] = flags == flags_after
         result["weights the same objects"] = (
             everything(clip.cond_stage_model) == encoder_before and everything(model.model) == model_before

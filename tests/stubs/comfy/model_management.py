@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 in_training: bool = False
+NUM_STREAMS: int = 0
 
 
 def load_models_gpu(models: Sequence[Any], memory_required: float = 0) -> None: ...
