@@ -71,7 +71,7 @@ def share_right(server, graph) -> float:
 
 
 def test_a_character_is_learnt(server, character):
-    before = share_right(server, graph(character, 1, "a photo of embedding:my-character", rate="1e-9"))
+    before = share_right(server, graph(character, 2, "a photo of embedding:my-character", rate="1e-9"))
     after = share_right(server, graph(character, 200, "a photo of embedding:my-character"))
     assert before < 0.5
     assert after > 0.8
