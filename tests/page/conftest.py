@@ -68,7 +68,7 @@ def api_graph(example: str) -> dict:
 
 def workflow(example: str) -> dict:
     """The example graph in the page's format."""
-    path = PACK / "examples" / "workflows" / f"{example}.json"
+    path = PACK / "example_workflows" / f"{example}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
