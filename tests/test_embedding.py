@@ -5,7 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textinv_core.embedding import Embedding, check_name, create_embedding, initial_vectors, safe_name, with_model
+from textinv_core.embedding import (
+    Embedding,
+    check_name,
+    continued,
+    create_embedding,
+    initial_vectors,
+    safe_name,
+    with_model,
+)
+from textinv_core.errors import UserError
 
 
 @given(st.text() | st.from_regex(r"[-_.\d einfNaO]{1,120}", fullmatch=True))
@@ -27,13 +36,13 @@ def test_good_names_are_kept(name):
 def test_names_are_suggested(text, name):
     # 1_5 would not do for 1.5: to Python, and so to the host, it is the number 15.
     assert safe_name(text) == name
-    with pytest.raises(ValueError, match=f"Try '{name}'"):
+    with pytest.raises(UserError, match=f"Try '{name}'"):
         check_name(text)
 
 
 @pytest.mark.parametrize("name", ["con", "LPT1", "1e5", "inf", "x" * 101, "a.b", "a\n", "é"])
 def test_names_refused(name):
-    with pytest.raises(ValueError, match="cannot be called"):
+    with pytest.raises(UserError, match="cannot be called"):
         check_name(name)
 
 
@@ -47,16 +56,24 @@ def test_names_refused(name):
     ],
 )
 def test_bad_vectors_are_refused(vectors, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         Embedding("cat", vectors)
+    assert type(error.value) is ValueError  # our mistake, not the person's
+
+
+@pytest.mark.parametrize("name", ["my cat", "7", "con", ""])
+def test_a_name_that_was_not_checked_is_our_mistake(name):
+    with pytest.raises(ValueError, match=f"{name!r} is no name") as error:
+        Embedding(name, {"clip_l": torch.zeros(1, 3)})
+    assert type(error.value) is ValueError
 
 
 def test_facts_of_an_earlier_model_go():
     old = {"textinv.base_model": "a", "textinv.sd_checkpoint": "b", "textinv.sd_checkpoint_name": "c"}
     embedding = Embedding("cat", {"clip_l": torch.zeros(1, 4)}, 3, {**old, "author": "me"})
-    told = with_model(embedding, {"textinv.base_model": "d"})
-    assert told.metadata == {"author": "me", "textinv.base_model": "d"}
-    assert replace(told, metadata=embedding.metadata) == embedding
+    trained = with_model(embedding, {"textinv.base_model": "d"})
+    assert trained.metadata == {"author": "me", "textinv.base_model": "d"}
+    assert replace(trained, metadata=embedding.metadata) == embedding
 
 
 def test_shapes_in_words():
@@ -86,7 +103,7 @@ def test_initial_vectors_are_the_init_texts(length, vectors, keep_first, indices
 
 def test_initial_vectors_without_an_init_text():
     assert torch.equal(initial_vectors(torch.zeros(0, 5), 3, True), torch.zeros(3, 5))
-    with pytest.raises(ValueError, match="cannot be empty"):
+    with pytest.raises(UserError, match="cannot be empty"):
         initial_vectors(torch.zeros(0, 5), 0, True)
 
 
@@ -97,5 +114,20 @@ def test_a_created_embedding_starts_as_its_text_in_every_encoder():
     assert torch.equal(made.vectors["clip_l"], rows["clip_l"][:2]) and torch.equal(
         made.vectors["clip_g"], rows["clip_g"]
     )
-    with pytest.raises(ValueError, match="Try 'my_cat'"):
+    with pytest.raises(UserError, match="Try 'my_cat'"):
         create_embedding("my cat", rows, 2, keep_first=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "goes_on_as"),
+    [
+        ("cat-500", 500, "cat"),
+        ("cat-500", 400, "cat-500"),
+        ("cat-0", 0, "cat-0"),  # new, and called so by somebody
+        ("cat-None", None, "cat-None"),
+    ],
+)
+def test_a_copy_is_trained_on_under_the_name_of_its_training(name, step, goes_on_as):
+    embedding = Embedding(name, {"clip_l": torch.ones(1, 4)}, step)
+    assert continued(embedding).name == goes_on_as
+    assert continued(embedding, "dog").name == "dog"

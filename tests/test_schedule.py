@@ -2,6 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from textinv_core.errors import UserError
 from textinv_core.schedule import LearningRateSchedule
 
 
@@ -55,7 +56,7 @@ def test_well_formed_schedules_are_the_references(text, max_steps, start):
     assume(start < max_steps)
     expected = reference_rates(text, max_steps, start)
     if not expected:
-        with pytest.raises(ValueError, match="every rate"):
+        with pytest.raises(UserError, match="every rate"):
             LearningRateSchedule(text, max_steps, start)
         return
     schedule = LearningRateSchedule(text, max_steps, start)
@@ -105,25 +106,25 @@ def test_examples(text, max_steps, start, expected):
     ],
 )
 def test_errors_name_the_item(text, item):
-    with pytest.raises(ValueError, match=rf"learning rate '{item}'"):
+    with pytest.raises(UserError, match=rf"learning rate '{item}'"):
         LearningRateSchedule(text, 100)
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", " , ,"])
 def test_no_rate_at_all(text):
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(UserError, match="is empty"):
         LearningRateSchedule(text, 10)
 
 
 @pytest.mark.parametrize(("max_steps", "start"), [(10, 10), (10, 11), (0, 0)])
 def test_no_step_left(max_steps, start):
-    with pytest.raises(ValueError, match=f"step {start} of {max_steps}"):
+    with pytest.raises(UserError, match=f"step {start} of {max_steps}"):
         LearningRateSchedule("0.1", max_steps, start)
 
 
 @pytest.mark.parametrize("start", [20, 25])
 def test_every_rate_is_past(start):
-    with pytest.raises(ValueError, match=f"ends by step {start}"):
+    with pytest.raises(UserError, match=f"ends by step {start}"):
         LearningRateSchedule("0.1:10, 0.2:20", 100, start)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .prompts import is_number
+from .errors import UserError
+from .prompts.syntax import is_number
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")
 # Names Windows keeps for devices, with or without an extension.
@@ -25,15 +26,19 @@ def safe_name(text: str) -> str:
     return name
 
 
+def _is_name(text: str) -> bool:
+    return bool(NAME_PATTERN.fullmatch(text)) and not is_number(text) and text.lower() not in RESERVED_NAMES
+
+
 def check_name(name: str) -> str:
-    """Return `name` if prompts can use it, else raise ValueError with a suggestion.
+    """Return `name` if prompts can use it, else raise UserError with a suggestion.
 
     A name has 1 to 100 letters (A-Z, a-z), digits, `_` and `-`, is not a number (a prompt would
     read `(embedding:7)` as a weight of 7) and is no device name of Windows.
     """
-    if NAME_PATTERN.fullmatch(name) and not is_number(name) and name.lower() not in RESERVED_NAMES:
+    if _is_name(name):
         return name
-    raise ValueError(
+    raise UserError(
         f"An embedding cannot be called {name!r}: prompts only find names of 1 to 100 letters (A-Z), digits, "
         f"'_' and '-' that are neither a number nor a device name. Try {safe_name(name)!r}."
     )
@@ -57,7 +62,9 @@ class Embedding:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_name(self.name)
+        # What people name is checked before it comes here; see `check_name`.
+        if not _is_name(self.name):
+            raise ValueError(f"{self.name!r} is no name that an embedding can have.")
         if not self.vectors:
             raise ValueError(f"The embedding {self.name!r} has no vectors.")
         for key, rows in self.vectors.items():
@@ -78,10 +85,10 @@ def initial_vectors(rows: Tensor, vectors: int, keep_first: bool) -> Tensor:
 
     As A1111 does: vector i is row floor(i * L / vectors), so fewer rows than vectors each come several times, in
     runs. More rows than vectors are cut after the first ones with `keep_first`, else sampled evenly. No rows give
-    zeros. `vectors` 0 takes all rows as they are; ValueError where there are none.
+    zeros. `vectors` 0 takes all rows as they are; UserError where there are none.
     """
     if vectors == 0 and len(rows) == 0:
-        raise ValueError("With vectors at 0 the init text decides how many there are, so it cannot be empty.")
+        raise UserError("With vectors at 0 the init text decides how many there are, so it cannot be empty.")
     if vectors == 0:
         return rows.clone()
     if len(rows) == 0:
@@ -94,7 +101,7 @@ def initial_vectors(rows: Tensor, vectors: int, keep_first: bool) -> Tensor:
 def create_embedding(name: str, rows: Mapping[str, Tensor], vectors: int, keep_first: bool) -> Embedding:
     """A new embedding that starts as the words of an init text; see `initial_vectors`.
 
-    rows: what each text encoder sees of the text, encoder key -> float32 [tokens, dim]. Raises ValueError for a bad
+    rows: what each text encoder sees of the text, encoder key -> float32 [tokens, dim]. Raises UserError for a bad
     name, and where there are no words and `vectors` is 0.
     """
     made = {key: initial_vectors(of_encoder, vectors, keep_first) for key, of_encoder in rows.items()}
@@ -105,3 +112,13 @@ def with_model(embedding: Embedding, facts: Mapping[str, str]) -> Embedding:
     """`embedding` with `facts` of the model and pictures it is trained on now, and none of an earlier model."""
     kept = {key: fact for key, fact in embedding.metadata.items() if key not in OF_MODEL}
     return replace(embedding, metadata={**kept, **facts})
+
+
+def continued(embedding: Embedding, name: str = "") -> Embedding:
+    """`embedding` as it is trained further: called `name`, or as it was before its copies were called <name>-<step>.
+
+    Raises as `check_name`.
+    """
+    if not name:  # what has not been trained has no copies
+        name = embedding.name.removesuffix(f"-{embedding.step}") if embedding.step else embedding.name
+    return replace(embedding, name=check_name(name))

@@ -8,7 +8,7 @@ from uuid import uuid4
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path`, replacing what was there; whatever goes wrong, the old file stays as it was.
 
-    The folder must exist. For text, pass its bytes: `text.encode()`.
+    The folder must exist. For text, pass its bytes: `text.encode()`. Raises OSError that names `path`.
     """
     path = Path(path)
     # In the same folder, because only within one file system is a rename a single step.
@@ -19,6 +19,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

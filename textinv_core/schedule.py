@@ -3,6 +3,8 @@
 import math
 from bisect import bisect_right
 
+from .errors import UserError
+
 
 def _read_item(item: str) -> tuple[float, float]:
     """`rate`, `rate:step` or `rate:-1` -> (rate, step it lasts until); a rate to the end lasts until inf."""
@@ -11,14 +13,14 @@ def _read_item(item: str) -> tuple[float, float]:
         rate = float(rate_text)
         step = int(step_text) if colon else -1
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"The learning rate {item!r} cannot be read. Write a rate, or a rate and the step it lasts until, "
             "such as 0.005:100."
         ) from None
     if not 0 <= rate < math.inf:
-        raise ValueError(f"The learning rate {item!r} is not a finite number of 0 or more.")
+        raise UserError(f"The learning rate {item!r} is not a finite number of 0 or more.")
     if step < 1 and step != -1:
-        raise ValueError(f"The learning rate {item!r} ends at step {step}. Use a step of 1 or more, or -1 for the end.")
+        raise UserError(f"The learning rate {item!r} ends at step {step}. Use a step of 1 or more, or -1 for the end.")
     return rate, math.inf if step == -1 else step
 
 
@@ -29,18 +31,18 @@ def _read_items(text: str) -> list[tuple[float, float]]:
     for item in filter(None, map(str.strip, text.split(","))):
         rate, until = _read_item(item)
         if reached == math.inf:
-            raise ValueError(
+            raise UserError(
                 f"The learning rate {item!r} would never be used: {previous!r} before it lasts to the end. "
                 f"Give {previous!r} a step, or remove {item!r}."
             )
         if until <= reached:
-            raise ValueError(
+            raise UserError(
                 f"The learning rate {item!r} ends no later than {previous!r} before it; steps must increase."
             )
         pieces.append((rate, until))
         reached, previous = until, item
     if not pieces:
-        raise ValueError(
+        raise UserError(
             "The learning rate is empty. Write one rate, such as 0.005, or a list such as 0.005:100, 0.001."
         )
     return pieces
@@ -57,18 +59,18 @@ class LearningRateSchedule:
     Steps are counted from 0: the optimizer step that makes an embedding's `step` 1 runs at rate_at(0).
     `last_step` is where training ends: the last listed step, or `max_steps` if that comes first.
 
-    Raises ValueError that names the item for one that is malformed, out of order or follows a rate without end,
-    and ValueError where no step is left to train.
+    Raises UserError that names the item for one that is malformed, out of order or follows a rate without end,
+    and UserError where no step is left to train.
     """
 
     def __init__(self, text: str, max_steps: int, start: int = 0):
         pieces = [(rate, until) for rate, until in _read_items(text) if until > start]
         if max_steps <= start:
-            raise ValueError(
+            raise UserError(
                 f"No step is left to train: the embedding stands at step {start} of {max_steps}. Add steps."
             )
         if not pieces:
-            raise ValueError(
+            raise UserError(
                 f"No step is left to train: every rate in {text!r} ends by step {start}, where the embedding stands. "
                 "Add a later rate."
             )

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from textinv_core import Embedding
+from textinv_core.errors import UserError
 from textinv_core.formats.a1111 import from_data, to_data
 
 SIX = ["string_to_token", "string_to_param", "name", "step", "sd_checkpoint", "sd_checkpoint_name"]
@@ -28,7 +29,7 @@ def test_of_several_encoders_there_are_vectors_only():
 
 def test_encoders_nobody_knows_are_refused_rather_than_lost():
     embedding = Embedding("cat", {"clip_l": torch.ones(1, 768), "to_come": torch.ones(1, 768)})
-    with pytest.raises(ValueError, match=r"'cat.pt' cannot be written.*for to_come\. Write \.safetensors"):
+    with pytest.raises(UserError, match=r"'cat.pt' cannot be written.*for to_come\. Write \.safetensors"):
         to_data(embedding, "cat.pt")
 
 
@@ -93,6 +94,6 @@ def test_a_step_that_is_none_is_not_known(step):
     ],
 )
 def test_other_contents_are_refused(data, says):
-    with pytest.raises(ValueError, match="cat") as error:
+    with pytest.raises(UserError, match="cat") as error:
         read(data)
     assert says in str(error.value)

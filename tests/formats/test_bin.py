@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from textinv_core import Embedding, load_embedding, save_embedding
-from textinv_core.formats.pt import load
+from textinv_core.errors import UserError
+from textinv_core.formats.limits import MAX_FILE_BYTES
+from textinv_core.formats.pickles import TENSOR_NAMES, load
 
 
 @pytest.mark.parametrize(
@@ -20,14 +22,14 @@ def test_keys(tmp_path, widths, stored):
     path = tmp_path / "my_file.bin"
     vectors = {key: torch.randn(2, width) for key, width in widths.items()}
     save_embedding(Embedding("cat", vectors, 7, {"textinv.base_model": "abc"}), path)
-    assert load(path).keys() == stored
+    assert load(path, TENSOR_NAMES, MAX_FILE_BYTES).keys() == stored
     after = load_embedding(path)
     assert (after.name, after.step, after.metadata) == ("my_file", None, {})
     assert all(torch.equal(after.vectors[key], vectors[key]) for key in vectors)
 
 
 def test_an_encoder_nobody_knows_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"'cat.bin' cannot be written.*for to_come"):
+    with pytest.raises(UserError, match=r"'cat.bin' cannot be written.*for to_come"):
         save_embedding(Embedding("cat", {"to_come": torch.ones(1, 768)}), tmp_path / "cat.bin")
     assert not list(tmp_path.iterdir())
 

@@ -7,15 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from ..embedding import Embedding
-from . import bin, pictures, pt, safetensors
+from ..errors import UserError
+from . import bin, image_embedding, pt, safetensors
 
-FORMATS = {".safetensors": safetensors, ".pt": pt, ".bin": bin, ".png": pictures, ".webp": pictures}
+FORMATS = {".safetensors": safetensors, ".pt": pt, ".bin": bin, ".png": image_embedding, ".webp": image_embedding}
 
 
 def _format(path: Path) -> Any:
-    """The module that reads and writes `path`; ValueError for a suffix without one."""
+    """The module that reads and writes `path`; UserError for a suffix without one."""
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path.name!r} is no embedding file: those end in {', '.join(FORMATS)}.")
+        raise UserError(f"{path.name!r} is no embedding file: those end in {', '.join(FORMATS)}.")
     return FORMATS[path.suffix.lower()]
 
 
@@ -27,7 +28,7 @@ def load_embedding(path: str | os.PathLike[str]) -> Embedding:
     `textinv.*`, which A1111's `sd_checkpoint` and `sd_checkpoint_name` become, and those `modelspec.*` that hold for a
     changed embedding too. No code in a file is ever run.
 
-    Raises ValueError naming the file for an unknown suffix, more than 256 MiB or 32 million pixels, a damaged file,
+    Raises UserError naming the file for an unknown suffix, more than 256 MiB or 32 million pixels, a damaged file,
     other contents, or values that are not finite; OSError where it cannot be opened.
     """
     path = Path(path)
@@ -41,11 +42,11 @@ def save_embedding(embedding: Embedding, path: str | os.PathLike[str], picture: 
     picture: for `.png`, the picture to keep it in, float32 [H, W, 3] in 0..1, which gets wider; best 64 x 64 or larger.
 
     `.safetensors` keep everything, `.pt` and `.png` also, unless there are several text encoders: those and `.bin` have
-    no place for `step` and `metadata`. Raises ValueError for an unknown suffix, a missing or too small picture, and for
+    no place for `step` and `metadata`. Raises UserError for an unknown suffix, a missing or too small picture, and for
     text encoders that could not be told from the file again; OSError where it cannot be written.
     """
     path = Path(path)
-    if _format(path) is pictures:
-        pictures.write(embedding, path, picture)
+    if _format(path) is image_embedding:
+        image_embedding.write(embedding, path, picture)
     else:
         _format(path).write(embedding, path)

@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ..embedding import Embedding, safe_name
-from .vectors import known_keys, lasting, to_store, vectors_of
+from ..errors import UserError
+from .facts import lasting
+from .tensors import known_keys, to_store, vectors_of
 
 # Our name of a fact -> A1111's: the model an embedding was trained on, as ten hex digits and as the name of its file.
 CHECKPOINT = {"textinv.sd_checkpoint": "sd_checkpoint", "textinv.sd_checkpoint_name": "sd_checkpoint_name"}
@@ -20,7 +22,7 @@ CHECKPOINT = {"textinv.sd_checkpoint": "sd_checkpoint", "textinv.sd_checkpoint_n
 def to_data(embedding: Embedding, file: str) -> dict[str, Any]:
     """The dictionary for an embedding. With several text encoders it has no place for step and metadata.
 
-    file: what it is for, to name in messages. Raises ValueError where one of several encoders would not be found again.
+    file: what it is for, to name in messages. Raises UserError where one of several encoders would not be found again.
     """
     if len(embedding.vectors) > 1:
         return known_keys(embedding, file)
@@ -41,17 +43,17 @@ def to_data(embedding: Embedding, file: str) -> dict[str, Any]:
 def from_data(data: Any, stem: str, file: str) -> Embedding:
     """The embedding in such a dictionary, or in one of any trainer's that has vectors under encoder keys or one key.
 
-    stem: the file's name without its suffix, after which the embedding is called. Raises ValueError for anything else.
+    stem: the file's name without its suffix, after which the embedding is called. Raises UserError for anything else.
     """
     if not isinstance(data, dict):
-        raise ValueError(f"{file!r} is no embedding: it holds a {type(data).__name__}, not vectors under names.")
+        raise UserError(f"{file!r} is no embedding: it holds a {type(data).__name__}, not vectors under names.")
     encoder = None
     tensors = data
     if "string_to_param" in data:
         # A dictionary, or as the first trainers had it, torch's ParameterDict.
         tensors = getattr(data["string_to_param"], "_parameters", data["string_to_param"])
         if not isinstance(tensors, dict) or len(tensors) != 1:
-            raise ValueError(f"{file!r} is no embedding of one name: its 'string_to_param' is not one tensor.")
+            raise UserError(f"{file!r} is no embedding of one name: its 'string_to_param' is not one tensor.")
         [(key, tensor)] = tensors.items()
         encoder = data.get("textinv.encoder")
         tensors = {encoder if isinstance(encoder, str) else key: tensor}

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ..embedding import Embedding
 from ..files import write_atomically
-from .pt import dump, read
-from .vectors import KEY_BY_WIDTH, known_keys
+from .pickles import dump
+from .pt import read
+from .tensors import KEY_BY_WIDTH, known_keys
 
 __all__ = ["read", "write"]
 

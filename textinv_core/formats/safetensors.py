@@ -7,8 +7,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..embedding import Embedding, safe_name
+from ..errors import UserError
 from ..files import write_atomically
-from .vectors import check_size, lasting, to_store, vectors_of
+from .facts import lasting
+from .limits import MAX_FILE_BYTES, check_size
+from .tensors import to_store, vectors_of
 
 # https://github.com/Stability-AI/ModelSpec
 ARCHITECTURES = {
@@ -20,14 +23,14 @@ ARCHITECTURES = {
 
 def read(path: Path) -> Embedding:
     """Read an embedding of ours or of another program; see `load_embedding`."""
-    check_size(path)
+    check_size(path, MAX_FILE_BYTES)
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
             vectors = vectors_of(tensors, "textinv.vectors" in facts, path.name)
     except (SafetensorError, NotImplementedError) as error:  # torch knows float types it cannot convert
-        raise ValueError(f"{path.name!r} cannot be read as safetensors: {error}. Is it whole?") from None
+        raise UserError(f"{path.name!r} cannot be read as safetensors: {error}. Is it whole?") from None
     step = facts.get("textinv.step", "")
     # Digits only, and few: the header is someone else's text.
     known_step = int(step) if step.isdecimal() and len(step) < 19 else None

@@ -19,9 +19,10 @@ from PIL import Image, ImageDraw, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ..embedding import Embedding, safe_name
+from ..errors import UserError
 from ..files import write_atomically
 from . import a1111
-from .vectors import read_bytes
+from .limits import MAX_FILE_BYTES, read_bytes
 
 CHUNK = "sd-ti-embedding"
 MAX_PIXELS = 32_000_000
@@ -40,12 +41,12 @@ def from_json(text: bytes) -> Any:
             f"its text has {len(text) / 2**20:.0f} MiB, embeddings have {MAX_JSON_BYTES / 2**20:.0f} at most"
         )
 
-    def tensors(found: dict[str, Any]) -> Any:
-        if "TORCHTENSOR" not in found:
-            return found
-        return torch.from_numpy(np.array(found["TORCHTENSOR"], dtype=np.float64))
+    def as_tensor(stored: dict[str, Any]) -> Any:
+        if "TORCHTENSOR" not in stored:
+            return stored
+        return torch.from_numpy(np.array(stored["TORCHTENSOR"], dtype=np.float64))
 
-    return json.loads(text, object_hook=tensors)
+    return json.loads(text, object_hook=as_tensor)
 
 
 def noise(n: int) -> np.ndarray:
@@ -120,7 +121,7 @@ def from_pixels(pixels: np.ndarray) -> bytes | None:
 
 def read(path: Path) -> Embedding:
     """Read the embedding in a picture, `.png` or lossless `.webp`, which is called as it was when it was put there."""
-    data = read_bytes(path)
+    data = read_bytes(path, MAX_FILE_BYTES)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -129,12 +130,12 @@ def read(path: Path) -> Embedding:
             text = from_pixels(np.array(image.convert("RGB"))) if chunk is None else base64.b64decode(chunk)
         stored = None if text is None else from_json(text)
     except UnidentifiedImageError:
-        raise ValueError(f"{path.name!r} is not a picture, or of a kind other than its ending says.") from None
+        raise UserError(f"{path.name!r} is not a picture, or of a kind other than its ending says.") from None
     except Exception as error:  # pillow's readers raise anything from struct.error to SyntaxError on broken files
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{path.name!r} holds no embedding that can be read: {reason}. Is it whole?") from None
+        raise UserError(f"{path.name!r} holds no embedding that can be read: {reason}. Is it whole?") from None
     if stored is None:
-        raise ValueError(
+        raise UserError(
             f"{path.name!r} is a picture without an embedding, in its text and at its sides. If it had one, it has "
             "been cropped, resized or compressed since: get the original file."
         )
@@ -146,9 +147,9 @@ def read(path: Path) -> Embedding:
 def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
     """Write `picture`, float32 [H, W, 3] in 0..1, with `embedding` in it; see `save_embedding`."""
     if path.suffix.lower() != ".png":
-        raise ValueError(f"Embeddings are read from {path.suffix} pictures, but only written to .png: name it so.")
+        raise UserError(f"Embeddings are read from {path.suffix} pictures, but only written to .png: name it so.")
     if picture is None:
-        raise ValueError(f"{path.name!r} needs a picture to keep the embedding in: give one, or write .safetensors.")
+        raise UserError(f"{path.name!r} needs a picture to keep the embedding in: give one, or write .safetensors.")
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.numel() == 0:
         raise ValueError(f"The picture for {path.name!r} is {list(picture.shape)}, not [height, width, 3].")
     pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
@@ -158,7 +159,7 @@ def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
     pixels = np.concatenate([left, black, pixels, black, right], axis=1)
     if from_pixels(pixels) != text:
         height, width = picture.shape[:2]
-        raise ValueError(f"A picture of {width} x {height} cannot hold the embedding: take one of 64 x 64 or larger.")
+        raise UserError(f"A picture of {width} x {height} cannot hold the embedding: take one of 64 x 64 or larger.")
     info = PngImagePlugin.PngInfo()
     info.add_text(CHUNK, base64.b64encode(text).decode())
     data = io.BytesIO()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, features
 
 from textinv_core import Embedding, load_embedding, save_embedding
-from textinv_core.formats import pictures
+from textinv_core.errors import UserError
+from textinv_core.formats import image_embedding
 
 PICTURE = torch.rand(64, 80, 3, generator=torch.Generator().manual_seed(0))
 EMBEDDING = Embedding("cat", {"clip_l": torch.tensor([[0.5, -1.0]])}, 7, {"textinv.sd_checkpoint": "81761151"})
@@ -28,18 +29,18 @@ def saved(tmp_path):
     return tmp_path / "saved.png"
 
 
-def same(path, embedding=EMBEDDING):
+def check_holds(path, embedding=EMBEDDING):
     after = load_embedding(path)
     assert (after.name, after.step, after.metadata) == (embedding.name, embedding.step, embedding.metadata)
     assert torch.equal(after.vectors["clip_l"], embedding.vectors["clip_l"])
 
 
 def a1111_noise(n):
-    s, found = 0, []
+    s, numbers = 0, []
     for _ in range(n):
         s = (1664525 * s + 1013904223) % 2**32
-        found.append(s % 255)
-    return found
+        numbers.append(s % 255)
+    return numbers
 
 
 def a1111_reads(pixels):
@@ -55,9 +56,9 @@ def a1111_reads(pixels):
 
 
 def test_noise():
-    assert pictures.noise(10).tolist() == [253, 242, 127, 44, 157, 27, 239, 133, 38, 79]
+    assert image_embedding.noise(10).tolist() == [253, 242, 127, 44, 157, 27, 239, 133, 38, 79]
     for n in (0, 1, 2, 3, 4, 5, 1000):
-        assert pictures.noise(n).tolist() == a1111_noise(n)
+        assert image_embedding.noise(n).tolist() == a1111_noise(n)
 
 
 def test_the_text_is_a1111s_to_the_byte(saved):
@@ -69,10 +70,10 @@ def test_the_text_is_a1111s_to_the_byte(saved):
 def test_the_pixels_are_a1111s(saved):
     pixels = np.array(Image.open(saved))
     compressed = zlib.compress(TEXT, 9)
-    found = a1111_reads(pixels)
-    assert zlib.decompressobj().decompress(found) == TEXT
-    assert found == (compressed * len(found))[: len(found)]  # over and over, to the end of the stripe
-    width = len(found) // (64 * 3)
+    stripe = a1111_reads(pixels)
+    assert zlib.decompressobj().decompress(stripe) == TEXT
+    assert stripe == (compressed * len(stripe))[: len(stripe)]  # over and over, to the end of the stripe
+    width = len(stripe) // (64 * 3)
     assert pixels.shape == (64, width + 1 + 80 + 1 + width, 3)
     assert not pixels[:, [width, width + 81]].any()
     assert (pixels[:, width + 1 : width + 81] == (PICTURE * 255).round().numpy()).all()
@@ -85,13 +86,13 @@ def test_the_width_of_stripes(extra):
     n = len(zlib.compress(text, 9))
     size = n + (height - n % height)
     size += 3 * height - size % (3 * height)
-    left, right = pictures.stripes(text, height, torch.ones(4))
+    left, right = image_embedding.stripes(text, height, torch.ones(4))
     assert left.shape == right.shape == (height, size // 3, 3)
 
 
 def test_the_dots_of_stripes():
     shades = np.arange(0, 250, 25, dtype=np.uint8)
-    dots = pictures.ornament(32, 32, shades)
+    dots = image_embedding.ornament(32, 32, shades)
     assert not (dots & 0x0F).any()
     assert dots[13, 1].tolist() == [shades[2] & 0xF0] * 3  # the third dot downwards: 4 to the right
     assert dots[5, 5].tolist() == [shades[6] & 0xF0] * 3  # five a column; the second of the second column
@@ -101,8 +102,10 @@ def test_the_dots_of_stripes():
 
 def test_dots_have_the_shades_of_the_first_vector(monkeypatch):
     seen = []
-    monkeypatch.setattr(pictures, "ornament", lambda w, h, shades: seen.append(shades) or np.zeros((h, w, 3), np.uint8))
-    pictures.stripes(b"x", 64, torch.tensor([0.0, -2.0, 1.0] + [1.5] * 2000))
+    monkeypatch.setattr(
+        image_embedding, "ornament", lambda w, h, shades: seen.append(shades) or np.zeros((h, w, 3), np.uint8)
+    )
+    image_embedding.stripes(b"x", 64, torch.tensor([0.0, -2.0, 1.0] + [1.5] * 2000))
     assert seen[0][:4].tolist() == [0, 255, 127, 191]
     assert len(seen[0]) == 1024
     assert seen[1].tolist() == seen[0].tolist()[::-1]
@@ -112,23 +115,23 @@ def test_dots_have_the_shades_of_the_first_vector(monkeypatch):
 def test_vectors_that_are_zero_have_stripes_too(tmp_path):
     embedding = Embedding("cat", {"clip_l": torch.zeros(1, 768)}, 0)
     save_embedding(embedding, tmp_path / "cat.png", PICTURE)
-    same(tmp_path / "cat.png", embedding)
+    check_holds(tmp_path / "cat.png", embedding)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.binary(max_size=3000), st.integers(16, 130))
 def test_stripes_give_back_any_text(text, height):
-    left, right = pictures.stripes(text, height, torch.tensor([0.1, 0.7, 0.3]))
+    left, right = image_embedding.stripes(text, height, torch.tensor([0.1, 0.7, 0.3]))
     black = np.zeros((height, 1, 3), np.uint8)
     picture = np.full((height, 5, 3), 200, np.uint8)
-    assert pictures.from_pixels(np.concatenate([left, black, picture, black, right], 1)) == text
+    assert image_embedding.from_pixels(np.concatenate([left, black, picture, black, right], 1)) == text
 
 
 @pytest.mark.parametrize("shade", [0, 8, 255])
 def test_any_picture_will_do(tmp_path, shade):
     save_embedding(EMBEDDING, tmp_path / "cat.png", torch.full((64, 64, 3), shade / 255))
     Image.open(tmp_path / "cat.png").save(tmp_path / "pixels.png")
-    same(tmp_path / "pixels.png")
+    check_holds(tmp_path / "pixels.png")
 
 
 def with_border(image):
@@ -142,14 +145,14 @@ def test_without_its_text_there_are_the_pixels(saved, tmp_path, change):
     change(Image.open(saved)).save(tmp_path / "pixels.png")
     with Image.open(tmp_path / "pixels.png") as image:
         assert not image.text
-    same(tmp_path / "pixels.png")
+    check_holds(tmp_path / "pixels.png")
 
 
 @pytest.mark.skipif(not features.check("webp"), reason="this pillow reads no webp")
 def test_lossless_webp(saved, tmp_path):
     Image.open(saved).save(tmp_path / "cat.webp", lossless=True)
-    same(tmp_path / "cat.webp")
-    with pytest.raises(ValueError, match=r"only written to \.png"):
+    check_holds(tmp_path / "cat.webp")
+    with pytest.raises(UserError, match=r"only written to \.png"):
         save_embedding(EMBEDDING, tmp_path / "dog.webp", PICTURE)
 
 
@@ -174,22 +177,28 @@ def test_a_picture_of_several_encoders_is_called_after_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("picture", "says"),
     [
-        (None, "needs a picture"),
         (torch.ones(1, 64, 64, 3), r"is \[1, 64, 64, 3\], not \[height, width, 3\]"),
         (torch.ones(64, 64, 4), r"is \[64, 64, 4\]"),
         (torch.ones(0, 64, 3), r"is \[0, 64, 3\]"),
     ],
 )
-def test_pictures_that_cannot_hold_an_embedding(tmp_path, picture, says):
-    with pytest.raises(ValueError, match=says):
+def test_what_is_no_picture_is_our_mistake(tmp_path, picture, says):
+    with pytest.raises(ValueError, match=says) as error:
         save_embedding(EMBEDDING, tmp_path / "cat.png", picture)
+    assert type(error.value) is ValueError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_png_without_a_picture_is_refused(tmp_path):
+    with pytest.raises(UserError, match="needs a picture"):
+        save_embedding(EMBEDDING, tmp_path / "cat.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_picture_too_low_for_its_stripes_is_refused(tmp_path):
     """With one pixel a column, some column of the stripes is bound to be black."""
     embedding = Embedding("cat", {"clip_l": torch.rand(8, 768, generator=torch.Generator().manual_seed(0))})
-    with pytest.raises(ValueError, match=r"picture of 9 x 1 cannot hold the embedding: take one of 64 x 64"):
+    with pytest.raises(UserError, match=r"picture of 9 x 1 cannot hold the embedding: take one of 64 x 64"):
         save_embedding(embedding, tmp_path / "cat.png", torch.ones(1, 9, 3))
 
 
@@ -218,7 +227,7 @@ def with_black_columns(*columns):
 )
 def test_other_pictures_have_none(tmp_path, pixels):
     Image.fromarray(pixels).save(tmp_path / "cat.png")
-    with pytest.raises(ValueError, match=r"'cat\.png' is a picture without an embedding.*get the original"):
+    with pytest.raises(UserError, match=r"'cat\.png' is a picture without an embedding.*get the original"):
         load_embedding(tmp_path / "cat.png")
 
 
@@ -232,7 +241,7 @@ def test_other_pictures_have_none(tmp_path, pixels):
 )
 def test_changed_pictures_have_none(saved, tmp_path, change):
     change(Image.open(saved)).save(tmp_path / "cat.png")
-    with pytest.raises(ValueError, match="cropped, resized or compressed"):
+    with pytest.raises(UserError, match="cropped, resized or compressed"):
         load_embedding(tmp_path / "cat.png")
 
 
@@ -266,26 +275,26 @@ def encoded(vectors, **more):
 )
 def test_text_that_is_no_embedding(tmp_path, text, says):
     with_text(tmp_path / "cat.png", text)
-    with pytest.raises(ValueError, match=rf"'cat\.png'.*{says}"):
+    with pytest.raises(UserError, match=rf"'cat\.png'.*{says}"):
         load_embedding(tmp_path / "cat.png")
 
 
 def test_text_without_end_is_refused(tmp_path, monkeypatch):
     with_text(tmp_path / "cat.png", "A" * 5_000_000, zip=True)  # 5 kB in the file
-    with pytest.raises(ValueError, match=r"'cat\.png' holds no embedding that can be read"):
+    with pytest.raises(UserError, match=r"'cat\.png' holds no embedding that can be read"):
         load_embedding(tmp_path / "cat.png")
-    monkeypatch.setattr(pictures, "MAX_JSON_BYTES", 2**20)
+    monkeypatch.setattr(image_embedding, "MAX_JSON_BYTES", 2**20)
     with_text(tmp_path / "cat.png", base64.b64encode(b" " * 2**22).decode())
-    with pytest.raises(ValueError, match="its text has 4 MiB, embeddings have 1 at most"):
+    with pytest.raises(UserError, match="its text has 4 MiB, embeddings have 1 at most"):
         load_embedding(tmp_path / "cat.png")
 
 
 def test_pixels_that_unpack_without_end_are_none(saved, tmp_path, monkeypatch):
     Image.open(saved).save(tmp_path / "pixels.png")
-    monkeypatch.setattr(pictures, "MAX_JSON_BYTES", len(TEXT))
-    same(tmp_path / "pixels.png")
-    monkeypatch.setattr(pictures, "MAX_JSON_BYTES", len(TEXT) - 1)
-    with pytest.raises(ValueError, match="without an embedding"):
+    monkeypatch.setattr(image_embedding, "MAX_JSON_BYTES", len(TEXT))
+    check_holds(tmp_path / "pixels.png")
+    monkeypatch.setattr(image_embedding, "MAX_JSON_BYTES", len(TEXT) - 1)
+    with pytest.raises(UserError, match="without an embedding"):
         load_embedding(tmp_path / "pixels.png")
 
 
@@ -296,7 +305,7 @@ def test_too_many_pixels_are_not_decoded(tmp_path, width, height):
     whole = file.getvalue()
     header = b"IHDR" + struct.pack(">II", width, height) + whole[24:29]
     (tmp_path / "cat.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
-    with pytest.raises(ValueError, match=r"'cat\.png' holds no embedding that can be read.*pixels"):
+    with pytest.raises(UserError, match=r"'cat\.png' holds no embedding that can be read.*pixels"):
         load_embedding(tmp_path / "cat.png")
 
 
@@ -304,5 +313,5 @@ def test_too_many_pixels_are_not_decoded(tmp_path, width, height):
 def test_a_picture_cut_short_is_damaged(saved, share):
     whole = saved.read_bytes()
     saved.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(ValueError, match=r"'saved\.png'.*Is it whole"):
+    with pytest.raises(UserError, match=r"'saved\.png'.*Is it whole"):
         load_embedding(saved)

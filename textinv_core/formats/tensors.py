@@ -1,52 +1,20 @@
-"""What all kinds of embedding files have in common: their size, the names of text encoders, the facts they carry."""
+"""Tensors as files store them <-> vectors under encoder keys."""
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..embedding import Embedding
-
-MAX_FILE_BYTES = 256 * 1024 * 1024
+from ..errors import UserError
+from .limits import MAX_FILE_BYTES
 
 # The keys other programs write. More of ComfyUI's encoders take embeddings; files of our own may use any of them.
 ENCODER_KEYS = {"clip_l", "clip_g", "clip_h", "t5xxl", "llama", "qwen3_4b", "qwen3_8b", "mistral3_24b", "ministral3_3b"}
 # What any of them looks like: keys get into messages, tables and the names of tensors.
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 KEY_BY_WIDTH = {768: "clip_l", 1280: "clip_g", 1024: "clip_h", 4096: "t5xxl"}
-
-# Facts that every save states anew, and a hash that no longer holds then.
-RESTATED = {
-    "modelspec.sai_model_spec",
-    "modelspec.title",
-    "modelspec.architecture",
-    "modelspec.trigger_phrase",
-    "modelspec.usage_hint",
-    "modelspec.date",
-    "modelspec.hash_sha256",
-    "textinv.encoder",
-    "textinv.step",
-    "textinv.vectors",
-}
-
-
-def check_size(path: Path) -> None:
-    """Raise ValueError for a file that is too large for an embedding, before it is read."""
-    if (size := path.stat().st_size) > MAX_FILE_BYTES:
-        raise ValueError(
-            f"{path.name!r} is no embedding: it has {size / 2**20:.0f} MiB, embeddings have "
-            f"{MAX_FILE_BYTES / 2**20:.0f} at most."
-        )
-
-
-def read_bytes(path: Path) -> bytes:
-    """What is in a file of at most 256 MiB; ValueError for a larger one."""
-    check_size(path)
-    with open(path, "rb") as file:
-        return file.read(MAX_FILE_BYTES)  # bounded, because a device has no size
 
 
 def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str, Tensor]:
@@ -55,14 +23,16 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
     ours: whether the keys are known to be encoder keys. Otherwise a single tensor under another key (`emb_params`,
     `*`, ...) gets the key that goes with its width.
 
-    Raises ValueError for what are no vectors, and for keys that are no encoder's: those have 1 to 64 letters (A-Z),
-    digits, `_`, `.` and `-`.
+    Raises UserError for none, for what are no vectors, and for keys that are no encoder's: those have 1 to 64 letters
+    (A-Z), digits, `_`, `.` and `-`.
     """
+    if not tensors:
+        raise UserError(f"{file!r} is no embedding: it holds no vectors.")
     for key, tensor in tensors.items():
         # A file of a few bytes may repeat one value without end: a tensor's size says nothing about its memory.
         too_large = tensor.numel() > MAX_FILE_BYTES // 4
         if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or tensor.numel() == 0 or too_large:
-            raise ValueError(
+            raise UserError(
                 f"{file!r} is no embedding: {key[:64]!r} is {tensor.dtype} of shape {list(tensor.shape)}, not vectors."
             )
     if not ours and not tensors.keys() <= ENCODER_KEYS:
@@ -70,11 +40,11 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
     vectors = {}
     for key, tensor in tensors.items():
         if not KEY_PATTERN.fullmatch(key):
-            raise ValueError(f"{file!r} is no embedding: it holds vectors for {key[:64]!r}, which is no text encoder.")
+            raise UserError(f"{file!r} is no embedding: it holds vectors for {key[:64]!r}, which is no text encoder.")
         # A copy, because stored tensors may be the mapped file.
         vectors[key] = torch.atleast_2d(tensor.detach()).to(torch.float32, copy=True)
         if not vectors[key].isfinite().all():
-            raise ValueError(f"{file!r} is damaged: {key!r} holds values that are not finite numbers.")
+            raise UserError(f"{file!r} is damaged: {key!r} holds values that are not finite numbers.")
     return vectors
 
 
@@ -82,12 +52,12 @@ def _key_by_width(tensors: Mapping[str, Tensor], file: str) -> str:
     """The encoder key that goes with the width of the only tensor."""
     if len(tensors) > 1:
         keys = ", ".join(repr(key[:64]) for key in list(tensors)[:4])
-        raise ValueError(f"{file!r} is no embedding: it holds {len(tensors)} tensors ({keys}, ...), not encoder keys.")
+        raise UserError(f"{file!r} is no embedding: it holds {len(tensors)} tensors ({keys}, ...), not encoder keys.")
     [(key, tensor)] = tensors.items()
     width = tensor.shape[-1]
     if width not in KEY_BY_WIDTH:
         known = ", ".join(f"{width} ({key})" for width, key in KEY_BY_WIDTH.items())
-        raise ValueError(f"{file!r} holds vectors of width {width} under {key[:64]!r}; widths known are {known}.")
+        raise UserError(f"{file!r} holds vectors of width {width} under {key[:64]!r}; widths known are {known}.")
     return KEY_BY_WIDTH[width]
 
 
@@ -101,23 +71,11 @@ def to_store(embedding: Embedding) -> dict[str, Tensor]:
 def known_keys(embedding: Embedding, file: str) -> dict[str, Tensor]:
     """`to_store`, for kinds of files in which only the keys say that these are vectors, and for which encoder.
 
-    Raises ValueError where other programs, or we ourselves, would not know a key again.
+    Raises UserError where other programs, or we ourselves, would not know a key again.
     """
     if unknown := embedding.vectors.keys() - ENCODER_KEYS:
-        raise ValueError(
+        raise UserError(
             f"{file!r} cannot be written: in this kind of file nobody would find the vectors for "
             f"{', '.join(sorted(unknown))}. Write .safetensors."
         )
     return to_store(embedding)
-
-
-def lasting(facts: Mapping[Any, Any]) -> dict[str, str]:
-    """Those facts of a file, or of an embedding's metadata, that hold for a changed embedding too."""
-    return {
-        key: value
-        for key, value in facts.items()
-        if isinstance(key, str)
-        and isinstance(value, str)
-        and key.startswith(("textinv.", "modelspec."))
-        and key not in RESTATED
-    }
