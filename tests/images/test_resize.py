@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textinv_core.images import flip, preprocess, resize, split_batches
+from textinv_core.errors import UserError
+from textinv_core.images import flip, preprocess, resize
+from textinv_core.picture import Picture
 
 
 def ramp(height: int, width: int) -> torch.Tensor:
@@ -64,7 +66,7 @@ def test_keep_and_matching_sizes_change_no_bit():
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match=r"'stretch'.*crop, squash, keep"):
+    with pytest.raises(UserError, match=r"'stretch'.*crop, squash, keep"):
         resize(ramp(4, 4), 8, 8, "stretch")
 
 
@@ -86,80 +88,50 @@ def test_flip_mirrors_left_and_right_only():
     assert torch.equal(flip(mask), torch.tensor([[0.0, 1], [0, 1]]))
 
 
-def test_batches_are_split_and_channels_made_three():
-    four = torch.rand(2, 3, 4, 4)
-    grey = torch.rand(3, 4, 1)
-    singles = split_batches([four, grey, torch.rand(5, 6, 3)])
-    assert [tuple(s.shape) for s in singles] == [(3, 4, 3), (3, 4, 3), (3, 4, 3), (5, 6, 3)]
-    assert torch.equal(singles[1], four[1, ..., :3])
-    assert torch.equal(singles[2][..., 2], grey[..., 0])
-
-
 # preprocess
 
 
-def plain(value: float, height: int = 10, width: int = 12) -> torch.Tensor:
-    return torch.full((1, height, width, 3), value)
+def picture(pixels: torch.Tensor, mask: torch.Tensor | None = None, caption: str = "", name: str = "1") -> Picture:
+    return Picture(pixels, torch.ones(pixels.shape[:2]) if mask is None else mask, caption, name)
 
 
-def test_each_picture_keeps_its_caption_and_mask():
-    values = [0.1, 0.2, 0.3]
-    images, captions, masks = preprocess(
-        [torch.cat([plain(0.1), plain(0.2)]), plain(0.3, 30, 20)],
-        ["one", "two", "three"],
-        [torch.stack([torch.full((10, 12), v) for v in values[:2]]), torch.full((30, 20), 0.3)],
-        16,
-        24,
-    )
-    assert captions == ["one", "two", "three"]
-    assert [tuple(image.shape) for image in images] == [(24, 16, 3)] * 3
-    assert [tuple(mask.shape) for mask in masks] == [(24, 16)] * 3
-    assert [round(float(image.mean()), 4) for image in images] == values
-    assert [round(float(mask.mean()), 4) for mask in masks] == values
+def test_each_picture_keeps_what_belongs_to_it():
+    pictures = [
+        picture(torch.full((h, w, 3), value), torch.full((h, w), value), f"words {value}", f"name {value}")
+        for h, w, value in [(10, 12, 0.1), (10, 12, 0.2), (30, 20, 0.3)]
+    ]
+    resized = preprocess(pictures, 16, 24)
+    for value, each in zip([0.1, 0.2, 0.3], resized, strict=True):
+        assert torch.allclose(each.pixels, torch.full((24, 16, 3), value))
+        assert torch.allclose(each.mask, torch.full((24, 16), value))
+        assert (each.caption, each.name) == (f"words {value}", f"name {value}")
 
 
 def test_flipped_copies_follow_their_pictures():
-    left = torch.zeros(1, 8, 8, 3)
-    left[:, :, :4] = 1
+    left = torch.zeros(8, 8, 3)
+    left[:, :4] = 1
     mask = left[..., 0] * 0.5
-    images, captions, masks = preprocess([left, plain(0.2)], ["left", "plain"], [mask, mask], 8, 8, flip_copies=True)
-    assert captions == ["left", "left", "plain", "plain"]
-    assert images[0][:, :4].min() == 1 and images[0][:, 4:].max() == 0
-    assert images[1][:, :4].max() == 0 and images[1][:, 4:].min() == 1
-    assert masks[0][0, 0] == 0.5 and masks[0][0, -1] == 0
-    assert masks[1][0, 0] == 0 and masks[1][0, -1] == 0.5
-    assert len(images) == len(masks) == 4
+    pictures = preprocess(
+        [picture(left, mask, "left", "a"), picture(torch.full((8, 8, 3), 0.2), mask, "plain", "b")],
+        8,
+        8,
+        flip_copies=True,
+    )
+    assert [(each.caption, each.name) for each in pictures] == [("left", "a")] * 2 + [("plain", "b")] * 2
+    first, second, *_ = pictures
+    assert first.pixels[:, :4].min() == 1 and first.pixels[:, 4:].max() == 0
+    assert second.pixels[:, :4].max() == 0 and second.pixels[:, 4:].min() == 1
+    assert first.mask[0, 0] == 0.5 and first.mask[0, -1] == 0
+    assert second.mask[0, 0] == 0 and second.mask[0, -1] == 0.5
 
 
 def test_a_mask_is_cut_where_its_picture_is():
-    image = ramp(40, 100)[None]
-    for mask in (image[..., 0], resize(image[0, ..., 0], 50, 20, "squash")):
-        (done,), _, (done_mask,) = preprocess([image], None, [mask], 32, 32, "crop")
-        assert (done[..., 0] - done_mask).abs().max() < 0.02
+    pixels = ramp(40, 100)
+    [cut] = preprocess([picture(pixels, pixels[..., 0])], 32, 32, "crop")
+    assert (cut.pixels[..., 0] - cut.mask).abs().max() < 0.02
 
 
-def test_masks_follow_pictures_that_are_kept():
-    (image,), _, (mask,) = preprocess([plain(0.5, 20, 30)], None, [torch.ones(1, 7, 9)], 64, 64, "keep")
-    assert image.shape == (20, 30, 3)
-    assert mask.shape == (20, 30)
-
-
-def test_without_captions_and_masks():
-    images, captions, masks = preprocess([plain(0.5, 333, 517), plain(0.5)], None, None, 64, 64)
-    assert captions == ["", ""]
-    assert all(torch.equal(mask, torch.ones(64, 64)) for mask in masks)
-    assert len(images) == 2
-
-
-def test_one_caption_and_mask_for_all():
-    _, captions, masks = preprocess([plain(0.1), plain(0.2)], ["all"], [torch.full((5, 5), 0.25)], 16, 16)
-    assert captions == ["all", "all"]
-    assert all(torch.equal(mask, torch.full((16, 16), 0.25)) for mask in masks)
-
-
-@pytest.mark.parametrize("captions", [[], ["a", "b"], ["a"] * 4])
-def test_counts_must_match(captions):
-    with pytest.raises(ValueError, match=f"{len(captions)} captions for 3 pictures"):
-        preprocess([plain(0.1)] * 3, captions, None, 16, 16)
-    with pytest.raises(ValueError, match=f"{len(captions)} masks for 3 pictures"):
-        preprocess([plain(0.1)] * 3, None, [torch.ones(4, 4) for _ in captions], 16, 16)
+def test_kept_pictures_change_no_bit():
+    pixels = ramp(20, 30)
+    [kept] = preprocess([picture(pixels, pixels[..., 1])], 64, 64, "keep")
+    assert torch.equal(kept.pixels, pixels) and torch.equal(kept.mask, pixels[..., 1])

@@ -1,22 +1,15 @@
 """Pictures on their way from a folder to the trainer: read, captioned, masked, cut to size; and written again."""
 
-from .load import (
-    CAPTIONS,
-    LoadedFolder,
-    contained_folder,
-    folder_fingerprint,
-    list_images,
-    list_subfolders,
-    load_folder,
-    load_image,
-)
-from .resize import RESIZE_MODES, flip, preprocess, resize, split_batches
+from .batches import as_lists, as_pictures
+from .folders import contained_folder, folder_fingerprint, list_images, list_subfolders
+from .load import LoadedFolder, load_folder, load_image
+from .resize import flip, preprocess, resize
 from .save import save_picture
 
 __all__ = [
-    "CAPTIONS",
-    "RESIZE_MODES",
     "LoadedFolder",
+    "as_lists",
+    "as_pictures",
     "contained_folder",
     "flip",
     "folder_fingerprint",
@@ -27,5 +20,4 @@ __all__ = [
     "preprocess",
     "resize",
     "save_picture",
-    "split_batches",
 ]

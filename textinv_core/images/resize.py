@@ -1,25 +1,24 @@
 """Pictures and their masks brought to one size: cropped, squashed or kept, and mirrored if asked."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-RESIZE_MODES = ("crop", "squash", "keep")
-
-T = TypeVar("T")
+from ..errors import UserError
+from ..image_settings import RESIZE_MODES
+from ..picture import Picture
 
 
 def resize(image: Tensor, width: int, height: int, mode: str) -> Tensor:
     """A picture [H, W, C] or mask [H, W] in 0..1 as float32 of exactly `height` x `width` pixels (>= 1).
 
     `crop` keeps proportions and cuts equally from both ends of what sticks out, `squash` takes the picture in
-    its entirety and changes proportions, `keep` returns it as it is. Raises ValueError for another mode.
+    its entirety and changes proportions, `keep` returns it as it is. Raises UserError for another mode.
     """
     if mode not in RESIZE_MODES:
-        raise ValueError(f"There is no way to resize called {mode!r}; there are {', '.join(RESIZE_MODES)}.")
+        raise UserError(f"There is no way to resize called {mode!r}; there are {', '.join(RESIZE_MODES)}.")
     if mode == "keep":
         return image
     if mode == "crop":
@@ -50,58 +49,18 @@ def flip(image: Tensor) -> Tensor:
     return image.flip(1)
 
 
-def split_batches(images: Sequence[Tensor]) -> list[Tensor]:
-    """Pictures [H, W, 3], one by one, out of pictures and batches: [H, W, C] or [B, H, W, C].
-
-    Channels after the third (alpha) are dropped, a single one is repeated.
-    """
-    singles = [image for batch in images for image in batch.reshape(-1, *batch.shape[-3:])]
-    return [image.expand(-1, -1, 3) if image.shape[-1] == 1 else image[..., :3] for image in singles]
-
-
 def preprocess(
-    images: Sequence[Tensor],
-    captions: Sequence[str] | None,
-    masks: Sequence[Tensor] | None,
-    width: int,
-    height: int,
-    mode: str = "crop",
-    flip_copies: bool = False,
-) -> tuple[list[Tensor], list[str], list[Tensor]]:
-    """Pictures, captions and masks for training; the three lists are of one length and in one order.
+    pictures: Sequence[Picture], width: int, height: int, mode: str = "crop", flip_copies: bool = False
+) -> list[Picture]:
+    """Pictures of one size for training, with captions and names as they are.
 
-    images: [H, W, C] or batches [B, H, W, C] in 0..1, of any sizes.
-    captions: one for each picture or one for all; none gives "".
-    masks: [H, W] or [B, H, W] in 0..1, one for each picture or one for all, of any size (a mask is stretched
-        over its picture); none gives ones, which learns everything.
     width, height, mode: see `resize`; a mask is cut where its picture is.
-    flip_copies: follow each picture by its mirror image, with the same caption and the mask mirrored.
-
-    Raises ValueError where captions or masks are neither as many as the pictures nor one.
+    flip_copies: follow each picture by its mirror image, the mask mirrored too, under the same caption and name.
     """
-    images = split_batches(images)
-    captions = _one_each("captions", [""] if captions is None else captions, len(images))
-    masks = [torch.ones(1, 1)] if masks is None else masks
-    masks = [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
-    masks = _one_each("masks", masks, len(images))
-
-    done: list[tuple[Tensor, str, Tensor]] = []
-    for image, caption, mask in zip(images, captions, masks, strict=True):
-        mask = resize(mask.to(image.device), image.shape[1], image.shape[0], "squash")
-        image, mask = resize(image, width, height, mode), resize(mask, width, height, mode)
-        done.append((image, caption, mask))
+    resized = []
+    for picture in pictures:
+        pixels, mask = (resize(plane, width, height, mode) for plane in (picture.pixels, picture.mask))
+        resized.append(replace(picture, pixels=pixels, mask=mask))
         if flip_copies:
-            done.append((flip(image), caption, flip(mask)))
-    return [i for i, _, _ in done], [c for _, c, _ in done], [m for _, _, m in done]
-
-
-def _one_each(what: str, values: Sequence[T], count: int) -> Sequence[T]:
-    """`values` if there are `count`, or the only one `count` times."""
-    if len(values) == count:
-        return values
-    if len(values) == 1:
-        return list(values) * count
-    raise ValueError(
-        f"There are {len(values)} {what} for {count} pictures. "
-        f"Connect as many {what} as there are pictures, one for all, or none."
-    )
+            resized.append(replace(picture, pixels=flip(pixels), mask=flip(mask)))
+    return resized

@@ -1,0 +1,65 @@
+"""Which pictures are learnt from, and how they are made ready: what nodes, flags and settings files say of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typing_extensions import Doc
+
+from .errors import UserError
+from .prompts import filename_words
+
+CAPTIONS = ("auto", "sidecar", "filename", "none")
+RESIZE_MODES = ("crop", "squash", "keep")
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Which pictures are learnt from, and how they are made ready for it. Raises UserError for what cannot be used."""
+
+    folder: Annotated[Path, Doc("The folder with the pictures: 5 to 20 of one thing, or in one style.")]
+    recursive: Annotated[bool, Doc("Also take the pictures of all folders inside the folder.")] = False
+    captions: Annotated[
+        str,
+        Doc(
+            "Where each picture's [filewords] come from: sidecar, the .txt beside it; filename, the words of its name; "
+            "auto, the first of these there is; none."
+        ),
+    ] = "auto"
+    filename_word_regex: Annotated[
+        str,
+        Doc(
+            "A regular expression that finds the words in a file name, such as [a-z]+. Without one the name is taken "
+            "as it is, less digits and dashes at its start."
+        ),
+    ] = ""
+    filename_join_string: Annotated[str, Doc("What is put between the words that the regular expression finds.")] = " "
+    width: Annotated[
+        int,
+        Doc(
+            "Pixels. What the model was made for learns best: 512 for SD1.x, 768 for most SD2.x, 1024 for SDXL; half "
+            "of it takes a quarter of the time and loses detail."
+        ),
+    ] = 512
+    height: Annotated[int, Doc("Pixels, as width.")] = 512
+    resize: Annotated[
+        str,
+        Doc(
+            "How a picture gets that size: crop cuts what sticks out at both ends, squash changes its proportions, "
+            "keep leaves it as it is and ignores width and height."
+        ),
+    ] = "crop"
+    flip: Annotated[
+        bool, Doc("Follow each picture by its mirror image. Not for writing, or faces that should stay theirs.")
+    ] = False
+    mask_loss: Annotated[bool, Doc("Learn only where a picture is opaque; all of it where nothing is transparent.")] = (
+        True
+    )
+
+    def __post_init__(self):
+        for name, value, known in (("captions", self.captions, CAPTIONS), ("resize", self.resize, RESIZE_MODES)):
+            if value not in known:
+                raise UserError(f"{name} cannot be {value!r}; there are {', '.join(known)}.")
+        filename_words("", self.filename_word_regex)
+        if self.width < 1 or self.height < 1:
+            raise UserError(f"Pictures cannot be made {self.width}x{self.height} pixels: use 64 or more for each.")
