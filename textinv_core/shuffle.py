@@ -5,7 +5,11 @@ each stands on its own. Orders are for training alone: files, previews and promp
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from typing_extensions import Doc
+
+from .errors import UserError
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -24,33 +28,54 @@ ALIASES = {True: "all", "on": "all", "true": "all", False: "off", "false": "off"
 class ShuffleConfig:
     """How the vectors of an embedding are shuffled, and when they come into use.
 
-    mode: `off`, or which vectors change places: `all`; `trailing`, all but the first; `leading`, all but the last;
-        `between`, all but the first and last; `progressive`, as between, with the embedding's final vector last
-        from the second unlocked one on; `dynamic`, all, trailing or between for 2, 3 or more vectors in use.
-        True, `on` and `true` are read as `all`, False and `false` as `off`.
-    per: what shares an order: every occurrence in a `sample`'s prompt, one `occurrence`, or the whole `batch`.
-    progressive_words: start with one vector and unlock another every `unlock_every` steps. Locked vectors are left
-        out of the prompt and not trained, so training should last n * unlock_every steps.
-    unlock_every: optimizer steps, >= 1; the paper's code uses 2000.
+    mode: True, `on` and `true` are read as `all`, False and `false` as `off`; `progressive` puts the embedding's final
+        vector last from the second unlocked one on.
+    per: what shares an order.
+    unlock_every: optimizer steps, >= 1.
 
-    Raises ValueError for any other mode, per or unlock_every.
+    Raises UserError for any other mode, per or unlock_every.
     """
 
-    mode: str | bool = "off"
-    per: Per = "sample"
-    progressive_words: bool = False
-    unlock_every: int = 2000
+    mode: Annotated[
+        str | bool,
+        Doc(
+            "Which vectors change places: all; trailing (all but the first); leading (all but the last); between (all "
+            "but the first and last); progressive (between, with a fixed last vector while vectors are unlocked); "
+            "dynamic (all, trailing or between, for 2, 3 or more vectors in use); off."
+        ),
+    ] = "off"
+    per: Annotated[
+        Per,
+        Doc(
+            "How often a new order is drawn: for each picture's prompt (sample), for each place in a prompt that names "
+            "the embedding (occurrence), or once for the whole batch."
+        ),
+    ] = "sample"
+    progressive_words: Annotated[
+        bool,
+        Doc(
+            "Start training with one vector and unlock the others one by one. Locked ones are left out of the prompt "
+            "and not trained, so training should last unlock_every steps for each vector."
+        ),
+    ] = False
+    unlock_every: Annotated[
+        int,
+        Doc(
+            "With progressive words: after how many optimizer steps the next vector is unlocked; the paper's code uses "
+            "2000."
+        ),
+    ] = 2000
 
     def __post_init__(self):
         object.__setattr__(self, "mode", ALIASES.get(self.mode, self.mode))
         if self.mode not in MODES:
-            raise ValueError(
+            raise UserError(
                 f"There is no shuffle mode {self.mode!r}. Use one of {', '.join(MODES)}, on, true or false."
             )
         if self.per not in get_args(Per):
-            raise ValueError(f"Vectors cannot be shuffled per {self.per!r}. Use one of {', '.join(get_args(Per))}.")
+            raise UserError(f"Vectors cannot be shuffled per {self.per!r}. Use one of {', '.join(get_args(Per))}.")
         if self.unlock_every < 1:
-            raise ValueError(f"unlock_every is {self.unlock_every}; use 1 step or more.")
+            raise UserError(f"unlock_every is {self.unlock_every}; use 1 step or more.")
 
     def unlocked(self, n_vectors: int, step: int) -> int:
         """How many of `n_vectors` are in use at `step`, the number of the optimizer step being run, from 1."""
