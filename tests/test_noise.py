@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from textinv_core.errors import UserError
 from textinv_core.noise import NoiseSchedule
 
 # SD's own: `scaled_linear` betas.
@@ -106,11 +107,11 @@ def test_length():
 def test_coefficients_that_are_not_finite_are_refused(field, value):
     coefficients = {name: torch.ones(3, dtype=torch.float64) for name in ("signal", "noise", "skip", "out")}
     coefficients[field][1] = value
-    with pytest.raises(ValueError, match="cannot be trained"):
+    with pytest.raises(UserError, match="cannot be trained"):
         NoiseSchedule(**coefficients)
 
 
 def test_a_model_without_influence_is_refused():
     ones, out = torch.ones(3, dtype=torch.float64), torch.tensor([-1.0, -1.0, 0.0], dtype=torch.float64)
-    with pytest.raises(ValueError, match="cannot be trained"):
+    with pytest.raises(UserError, match="cannot be trained"):
         NoiseSchedule(ones, ones, ones, out)

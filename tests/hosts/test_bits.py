@@ -1,5 +1,6 @@
 """Trainings on the toy world, recorded before the training was built anew; see `tests/bits.py`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,14 @@ import torch
 
 pytest.importorskip("diffusers")
 
+
 from tests.bits import differences
-from textinv_core.dataset import encoded_examples
-from textinv_core.embedding import create_embedding
-from textinv_core.hosts import diffusers as host
+from tests.fakes import train
+from textinv_core.hosts.diffusers import load
 from textinv_core.images import load_folder
 from textinv_core.prompts import TEMPLATES
 from textinv_core.shuffle import ShuffleConfig
-from textinv_core.training.loop import train
+from textinv_core.training.examples import encoded_examples
 from textinv_core.training.settings import TrainSettings
 
 WORLD = Path(__file__).parents[2] / "textinv_core" / "toyworld"
@@ -32,24 +33,17 @@ TRAININGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_gives_the_recorded_bits(name):
-    dtype, template, told, shuffle = TRAININGS[name]
-    pipe = host.load(WORLD / "toyworld.safetensors", WORLD, dtype=dtype)
-    loaded = load_folder(WORLD, "pictures")
-    masks = [torch.linspace(0, 1, 64).expand(64, 64) if i == 2 else mask for i, mask in enumerate(loaded.masks)]
-    found = encoded_examples(loaded.images, loaded.captions, masks, 8, lambda images: host.encode_images(pipe, images))
-    start = create_embedding("cat", host.text_vectors(pipe, "figure"), 3, True)
-    with host.trainable(pipe) as model:
-        steps = list(train(model, found, start, TrainSettings(template, 4, **told), shuffle))
+    dtype, template, settings, shuffle = TRAININGS[name]
+    host = load(WORLD / "toyworld.safetensors", WORLD, dtype=dtype)
+    pictures = load_folder(WORLD, "pictures").pictures
+    pictures[2] = replace(pictures[2], mask=torch.linspace(0, 1, 64).expand(64, 64))
+    examples = encoded_examples(host, pictures)
+    start = host.create_embedding("cat", "figure", 3)
+    with host.trainable(examples[0].latent, 2) as model:
+        steps = list(train(model, examples, start, TrainSettings(template, 4, **settings), shuffle))
     found = {"losses": torch.tensor([step.loss for step in steps], dtype=torch.float64)}
-    found |= {f"{key} {n}": rows for n in (0, -1) for key, rows in steps[n].embedding().vectors.items()}
+    found |= {f"{key} {n}": rows for n in (0, -1) for key, rows in steps[n].learnt.vectors.items()}
     assert differences(f"diffusers-{name}", found) == []

@@ -8,11 +8,13 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from textinv_core.dataset import Example  # noqa: E402
+from tests.fakes import train  # noqa: E402
 from textinv_core.embedding import Embedding  # noqa: E402
-from textinv_core.hosts import diffusers as host  # noqa: E402
-from textinv_core.training.loop import train  # noqa: E402
-from textinv_core.training.loss import prediction_loss  # noqa: E402
+from textinv_core.errors import UserError  # noqa: E402
+from textinv_core.hosts.base import Sampling  # noqa: E402
+from textinv_core.hosts.diffusers import Condition, PipelineHost, load  # noqa: E402
+from textinv_core.training.examples import Example  # noqa: E402
+from textinv_core.training.objective import prediction_loss  # noqa: E402
 from textinv_core.training.settings import TrainSettings  # noqa: E402
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,.:()"
@@ -72,6 +74,7 @@ def save_pipeline(folder: Path, xl: bool, prediction: str) -> Path:
         "attention_head_dim": 2,
         "layers_per_block": 1,
         "cross_attention_dim": 8,
+        "sample_size": 8,
     }
     if xl:
         parts["text_encoder_2"] = transformers.CLIPTextModelWithProjection(text_config(12, "gelu"))
@@ -107,18 +110,18 @@ def kind(request) -> str:
 
 
 @pytest.fixture
-def pipe(folders, kind):
-    return host.load(folders[kind])
+def host(folders, kind) -> PipelineHost:
+    return load(folders[kind])
 
 
 @pytest.fixture
-def sdxl(folders):
-    return host.load(folders["sdxl"])
+def sdxl(folders) -> PipelineHost:
+    return load(folders["sdxl"])
 
 
 @pytest.fixture
-def sd(folders):
-    return host.load(folders["sd"])
+def sd(folders) -> PipelineHost:
+    return load(folders["sd"])
 
 
 def theirs(folder: Path):
@@ -126,39 +129,42 @@ def theirs(folder: Path):
     return diffusers.DiffusionPipeline.from_pretrained(folder)
 
 
-def vectors(pipe, n: int = 3, seed: int = 1) -> dict[str, torch.Tensor]:
+LATENT = torch.zeros(4, 8, 6)
+
+
+def vectors(host: PipelineHost, n: int = 3, seed: int = 1) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {key: 0.1 * torch.randn(n, width, generator=generator) for key, width in host.widths(pipe).items()}
+    return {key: 0.1 * torch.randn(n, width, generator=generator) for key, width in host.widths.items()}
 
 
-def encode(pipe, prompts: list[str], rows=None, embeddings=()) -> list[host.Condition]:
-    rows = rows or vectors(pipe)
-    latents = [torch.zeros(4, 8, 6)] * len(prompts)
-    with torch.no_grad(), host.trainable(pipe, embeddings) as model, torch.no_grad():
-        return model.conditions(prompts, "my-dog", [lambda key, _: rows[key]] * len(prompts), latents)
+def encode(host: PipelineHost, prompts: list[str], rows=None) -> list[Condition]:
+    rows = rows or vectors(host)
+    with torch.no_grad(), host.trainable(LATENT, len(prompts)) as model, torch.no_grad():
+        lookups = [{"my-dog": lambda key, _: rows[key]}] * len(prompts)
+        return model.conditions(prompts, lookups, [LATENT] * len(prompts))
 
 
-def same(ours: torch.Tensor, expected: torch.Tensor) -> bool:
+def close(ours: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.allclose(ours, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
 
 
-def same_conditions(ours: host.Condition, expected: host.Condition) -> bool:
-    return all(a is b is None or same(a, b) for a, b in zip(ours, expected, strict=True))
+def close_conditions(ours: Condition, expected: Condition) -> bool:
+    return all(a is b is None or close(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 # --- against diffusers itself
 
 
-def test_prompts_are_encoded_as_by_the_pipeline(pipe, folders, kind):
-    ours = encode(pipe, PLAIN)
+def test_prompts_are_encoded_as_by_the_pipeline(host, folders, kind):
+    ours = encode(host, PLAIN)
     for prompt, condition in zip(PLAIN, ours, strict=True):
         expected = theirs(folders[kind]).encode_prompt(
             prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        assert same(condition.text, expected[0])
+        assert close(condition.text, expected[0])
         if kind == "sdxl":
-            assert same(condition.pooled, expected[2])
-    assert not same(ours[0].text, ours[1].text)
+            assert close(condition.pooled, expected[2])
+    assert not close(ours[0].text, ours[1].text)
 
 
 def test_sizes_are_those_of_the_pipeline(sdxl, folders):
@@ -168,22 +174,22 @@ def test_sizes_are_those_of_the_pipeline(sdxl, folders):
     assert torch.equal(condition.sizes, expected)
 
 
-def test_noise_and_target_are_the_scheduler_s(pipe, folders, kind):
+def test_noise_and_target_are_the_scheduler_s(host, folders, kind):
     scheduler = theirs(folders[kind]).scheduler
     generator = torch.Generator().manual_seed(2)
     latent, gaussian = torch.randn(2, 3, 4, 4, 4, generator=generator)
     t = torch.tensor([0, 400, 999])
-    with host.trainable(pipe) as model:
+    with host.trainable(LATENT, 3) as model:
         schedule = model.noise_schedule
     noisy = scheduler.add_noise(latent, gaussian, t)
-    assert same(schedule.add_noise(latent, gaussian, t), noisy)
+    assert close(schedule.add_noise(latent, gaussian, t), noisy)
     target = scheduler.get_velocity(latent, gaussian, t) if kind == "sd_v" else gaussian
-    assert same(schedule.target(latent, gaussian, t), target)
+    assert close(schedule.target(latent, gaussian, t), target)
 
 
-def test_pictures_are_those_of_the_pipeline(pipe, folders, kind):
+def test_pictures_are_those_of_the_pipeline(host, folders, kind):
     reference = theirs(folders[kind])
-    reference.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    reference.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(host.pipe.scheduler.config)
     reference.set_progress_bar_config(disable=True)
     noise = torch.stack([torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)])
     size = {"width": 16, "height": 24}
@@ -192,7 +198,7 @@ def test_pictures_are_those_of_the_pipeline(pipe, folders, kind):
         ["a cat"] * 2, negative_prompt=["dog"] * 2, latents=noise, num_inference_steps=5, guidance_scale=4.0,
         output_type="pt", **size, **more,
     ).images  # fmt: skip
-    ours = host.generate(pipe, "a cat", [], negative="dog", **size, steps=5, guidance=4.0, seeds=[3, 4])
+    ours = host.sample(["a cat"] * 2, [3, 4], (4, 12, 8), Sampling(5, 4.0, "dog"))
     assert ours.shape == (2, 24, 16, 3) and ours.dtype == torch.float32
     assert 0 <= ours.min() < ours.max() <= 1
     assert torch.allclose(ours, expected.movedim(1, -1), atol=1e-4)
@@ -201,13 +207,13 @@ def test_pictures_are_those_of_the_pipeline(pipe, folders, kind):
 # --- prompts
 
 
-def test_an_embedding_made_of_a_text_encodes_as_the_text(pipe):
-    rows = host.text_vectors(pipe, "cat")
-    assert {key: value.shape[0] for key, value in rows.items()} == dict.fromkeys(host.widths(pipe), 3)
+def test_an_embedding_made_of_a_text_encodes_as_the_text(host):
+    rows = host.text_vectors("cat")
+    assert {key: value.shape[0] for key, value in rows.items()} == dict.fromkeys(host.widths, 3)
     prompts = ["a embedding:my-dog, so", "embedding:my-dog embedding:my-dog", "embedding:my-dog<x"]
     texts = ["a cat, so", "cat cat", "cat <x"]
-    for ours, expected in zip(encode(pipe, prompts, rows), encode(pipe, texts), strict=True):
-        assert same_conditions(ours, expected)
+    for ours, expected in zip(encode(host, prompts, rows), encode(host, texts), strict=True):
+        assert close_conditions(ours, expected)
 
 
 def test_occurrences_are_counted_for_each_prompt_and_encoder(sdxl):
@@ -217,21 +223,21 @@ def test_occurrences_are_counted_for_each_prompt_and_encoder(sdxl):
         asked.append((key, occurrence))
         return vectors(sdxl)[key]
 
-    with host.trainable(sdxl) as model:
-        model.conditions(["embedding:my-dog embedding:my-dog", "embedding:my-dog"], "my-dog", [lookup] * 2,
-                         [torch.zeros(4, 8, 8)] * 2)  # fmt: skip
+    with sdxl.trainable(LATENT, 2) as model:
+        prompts = ["embedding:my-dog embedding:my-dog", "embedding:my-dog"]
+        model.conditions(prompts, [{"my-dog": lookup}] * 2, [LATENT] * 2)
     assert asked == [(key, occurrence) for key in ("clip_l", "clip_g") for occurrence in (0, 1, 0)]
 
 
 def test_other_embeddings(sd, caplog):
     other = Embedding("other", vectors(sd, 2, seed=7))
     named, expected = "a embedding:other", "a embedding:my-dog"
-    [ours] = encode(sd, [named], embeddings=[other])
-    assert same_conditions(ours, encode(sd, [expected], dict(other.vectors))[0])
+    [ours] = encode(sd.knowing([other]), [named])
+    assert close_conditions(ours, encode(sd, [expected], dict(other.vectors))[0])
     with caplog.at_level(logging.WARNING, "textinv"):
         [ours] = encode(sd, ["a embedding:unknown"])
     assert "'unknown'" in caplog.text
-    assert same_conditions(ours, encode(sd, ["a"])[0])
+    assert close_conditions(ours, encode(sd, ["a"])[0])
 
 
 def test_windows_follow_one_another(sd):
@@ -239,7 +245,7 @@ def test_windows_follow_one_another(sd):
     [both] = encode(sd, [first + second])
     assert both.text.shape == (1, 2 * WINDOW, 8)
     # The last letter of a word is another token than inside, so the first window is not that of a word of its own.
-    assert same(both.text[:, WINDOW:], encode(sd, [second])[0].text)
+    assert close(both.text[:, WINDOW:], encode(sd, [second])[0].text)
 
 
 def test_an_encoder_with_more_vectors_may_have_a_window_more(sdxl):
@@ -252,86 +258,85 @@ def test_weights_move_away_from_the_empty_prompt(sd):
     plain, weighted, empty = (c.text for c in encode(sd, ["ab cd", "ab (cd:1.5)", ""]))
     expected = plain.clone()
     expected[:, 3:5] += 0.5 * (plain - empty)[:, 3:5]
-    assert same(weighted, expected)
+    assert close(weighted, expected)
     literal, group = (c.text for c in encode(sd, [r"\(cd:1.5\)", "(cd:1.5)"]))
-    assert not same(literal, group)
+    assert not close(literal, group)
 
 
-def test_text_with_weights_makes_no_vectors(pipe):
-    with pytest.raises(ValueError, match="gives some words a weight"):
-        host.text_vectors(pipe, "a (cat:1.2)")
-    assert all(rows.shape == (0, host.widths(pipe)[key]) for key, rows in host.text_vectors(pipe, "").items())
+def test_no_text_makes_no_vectors(host):
+    assert all(rows.shape == (0, host.widths[key]) for key, rows in host.text_vectors("").items())
 
 
-def test_prompts_of_different_lengths_in_one_batch(pipe):
+def test_prompts_of_different_lengths_in_one_batch(host):
     prompts = ["a embedding:my-dog", "b" * 40 + " embedding:my-dog", "c" * 20]
-    conditions = encode(pipe, prompts)
+    conditions = encode(host, prompts)
     assert [c.text.shape[1] // WINDOW for c in conditions] == [1, 4, 2]
     noisy = torch.randn(3, 4, 8, 6, generator=torch.Generator().manual_seed(3))
     t = torch.tensor([5, 500, 900])
-    with host.trainable(pipe) as model, torch.no_grad():
+    with host.trainable(LATENT, 3) as model, torch.no_grad():
         together = model.predict(noisy, t, conditions)
         alone = [model.predict(noisy[i : i + 1], t[i : i + 1], [conditions[i]]) for i in range(3)]
-    assert same(together, torch.cat(alone))
+    assert close(together, torch.cat(alone))
     for prompt, condition in zip(prompts, conditions, strict=True):
-        assert same_conditions(condition, encode(pipe, [prompt])[0])
+        assert close_conditions(condition, encode(host, [prompt])[0])
 
 
 # --- embeddings and words
 
 
 def test_keys_and_widths(sd, sdxl):
-    assert host.widths(sd) == {"clip_l": 8}
-    assert host.widths(sdxl) == {"clip_l": 8, "clip_g": 12}
-    assert host.keeps_first_tokens(sd) and host.keeps_first_tokens(sdxl)
+    assert sd.widths == {"clip_l": 8}
+    assert sdxl.widths == {"clip_l": 8, "clip_g": 12}
 
 
 def test_an_encoder_of_sd2_s_width_is_clip_h(sd):
-    sd.text_encoder = transformers.CLIPTextModel(text_config(1024, "gelu"))
-    assert host.widths(sd) == {"clip_h": 1024}
-    assert not host.keeps_first_tokens(sd)
+    sd.pipe.text_encoder = transformers.CLIPTextModel(text_config(1024, "gelu"))
+    assert sd.widths == {"clip_h": 1024}
 
 
 def test_embeddings_that_do_not_fit(sdxl):
-    host.check_fits(sdxl, Embedding("good", vectors(sdxl)))
-    for bad in ({"clip_l": torch.zeros(1, 8)}, {"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(1, 8)}):
-        with pytest.raises(ValueError, match=r"does not fit this model: .* 8 for clip_l, 12 for clip_g"):
-            host.check_fits(sdxl, Embedding("bad", bad))
-        with pytest.raises(ValueError, match="'bad' does not fit"):
-            host.generate(sdxl, "a", [Embedding("bad", bad)], width=16, height=16, seeds=[0])
+    bad = Embedding("bad", {"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(1, 8)})
+    message = r"'bad' does not fit this model: .*\(StableDiffusionXLPipeline\).* 8 for clip_l, 12 for clip_g"
+    for refused in (
+        lambda: sdxl.check_fits(bad),
+        lambda: sdxl.sample(["a"], [0], LATENT.shape, Sampling(), [bad]),
+        lambda: sdxl.knowing([bad]),
+    ):
+        with pytest.raises(UserError, match=message):
+            refused()
 
 
 def test_nearest_words(sdxl):
-    rows = {key: value * 3 for key, value in host.text_vectors(sdxl, "ab").items()}
-    found = host.nearest_words(sdxl, Embedding("e", rows), 2)
+    rows = {key: value * 3 for key, value in sdxl.text_vectors("ab").items()}
+    nearest = sdxl.nearest_words(Embedding("e", rows), 2)
     for key in ("clip_l", "clip_g"):
-        (first, second), (last, _) = found[key]
+        (first, second), (last, _) = nearest[key]
         assert (first[0], last[0]) == ("a-", "b")
         assert first[1] == pytest.approx(1, abs=1e-5)
         assert -1 <= second[1] < first[1]
     huge = {key: value / value.norm() * 1e38 for key, value in rows.items()}
-    assert host.nearest_words(sdxl, Embedding("e", huge), 1)["clip_l"][0][0][1] == pytest.approx(1, abs=1e-5)
-    every = host.nearest_words(sdxl, Embedding("e", rows), 1000)["clip_l"][0]
+    assert sdxl.nearest_words(Embedding("e", huge), 1)["clip_l"][0][0][1] == pytest.approx(1, abs=1e-5)
+    every = sdxl.nearest_words(Embedding("e", rows), 1000)["clip_l"][0]
     assert {word for word, similarity in every if similarity > -2} == {*LETTERS, *(f"{c}-" for c in LETTERS)}
 
 
 # --- pictures
 
 
-def test_latents(pipe):
+def test_latents(host):
     image = torch.rand(16, 12, 4, generator=torch.Generator().manual_seed(1))
-    assert host.latent_multiple(pipe) == 2
-    [latent], [again] = (host.encode_images(pipe, [image]) for _ in range(2))
+    assert host.latent_multiple == 2
+    [latent], [again] = (host.encode([image]) for _ in range(2))
     assert latent.shape == (4, 8, 6) and latent.dtype == torch.float32
     assert torch.equal(latent, again)
     with torch.no_grad():
-        mean = pipe.vae.encode(image[None, ..., :3].movedim(-1, 1) * 2 - 1).latent_dist.mean
+        mean = host.pipe.vae.encode(image[None, ..., :3].movedim(-1, 1) * 2 - 1).latent_dist.mean
     assert torch.equal(latent, 0.5 * mean[0])
 
 
-def test_a_picture_depends_on_its_own_seed_alone(pipe):
+def test_a_picture_depends_on_its_own_seed_alone(host):
     def make(*seeds):
-        return host.generate(pipe, "a cat", [], width=16, height=16, steps=3, seeds=seeds)
+        return host.sample(["a cat"] * len(seeds), seeds, (4, 8, 8), Sampling(3))
 
     three = make(5, 6, 5)
     assert torch.allclose(three[0], three[2], atol=1e-5)
@@ -342,30 +347,36 @@ def test_a_picture_depends_on_its_own_seed_alone(pipe):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_each_picture_may_have_its_own_prompt(pipe):
-    def make(prompt, *seeds):
-        return host.generate(pipe, prompt, [], negative="fog", width=16, height=16, steps=3, seeds=seeds)
+def test_each_picture_may_have_its_own_prompt(host):
+    def make(prompts, *seeds):
+        return host.sample(prompts, seeds, (4, 8, 8), Sampling(3, negative="fog"))
 
     both = make(["a cat", "a red dog"], 5, 6)
-    assert torch.allclose(both[0], make("a cat", 5)[0], atol=1e-5)
-    assert torch.allclose(both[1], make("a red dog", 6)[0], atol=1e-5)
+    assert torch.allclose(both[0], make(["a cat"], 5)[0], atol=1e-5)
+    assert torch.allclose(both[1], make(["a red dog"], 6)[0], atol=1e-5)
 
 
-def test_pictures_with_embeddings(pipe):
+def test_pictures_with_embeddings(host):
     def make(prompt, *embeddings, **more):
-        return host.generate(pipe, prompt, embeddings, width=16, height=16, steps=2, seeds=[1], **more)
+        return host.sample([prompt], [1], (4, 8, 8), Sampling(2, **more), embeddings)
 
-    words = Embedding("my-cat", host.text_vectors(pipe, "cat"), 0)
+    words = Embedding("my-cat", host.text_vectors("cat"), 0)
     assert torch.allclose(make("a embedding:my-cat", words), make("a cat"), atol=1e-5)
     expected = make("a", negative="cat")
     assert torch.allclose(make("a", words, negative="embedding:my-cat"), expected, atol=1e-5)
     assert not torch.allclose(make("a"), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("width", "height"), [(15, 16), (16, 15), (0, 16)])
+def test_shapes_of_latents(sd):
+    assert sd.latent_shape(16, 24) == (4, 12, 8)
+    assert sd.latent_shape() == (4, 8, 8)  # what the UNet was made for
+    assert sd.latent_shape(height=24) == (4, 12, 8)
+
+
+@pytest.mark.parametrize(("width", "height"), [(15, 16), (16, 15), (-2, 16)])
 def test_sizes_that_cannot_be(sd, width, height):
-    with pytest.raises(ValueError, match=f"{width}x{height} pixels .* multiples of 2"):
-        host.generate(sd, "a", [], width=width, height=height, seeds=[0])
+    with pytest.raises(UserError, match=f"{width}x{height} pixels .* multiples of 2"):
+        sd.latent_shape(width, height)
 
 
 # --- training
@@ -375,41 +386,41 @@ def loss_of(model, rows, prompts=("a embedding:my-dog", "embedding:my-dog so")) 
     generator = torch.Generator().manual_seed(6)
     latents = torch.randn(len(prompts), 4, 8, 6, generator=generator)
     gaussian = torch.randn(latents.shape, generator=generator)
-    lookups = [lambda key, _: rows[key]] * len(prompts)
-    conditions = model.conditions(prompts, "my-dog", lookups, list(latents))
+    lookups = [{"my-dog": lambda key, _: rows[key]}] * len(prompts)
+    conditions = model.conditions(prompts, lookups, list(latents))
     return prediction_loss(model, latents, gaussian, torch.tensor([300, 700])[: len(prompts)], conditions)
 
 
-def gradients(pipe, checkpointed: bool = False) -> list[torch.Tensor]:
-    rows = {key: value.requires_grad_() for key, value in vectors(pipe).items()}
-    with host.trainable(pipe) as model:
+def gradients(host: PipelineHost, checkpointed: bool = False) -> list[torch.Tensor]:
+    rows = {key: value.requires_grad_() for key, value in vectors(host).items()}
+    with host.trainable(LATENT, 2) as model:
         if checkpointed:
             model.checkpoint_activations()
         return list(torch.autograd.grad(loss_of(model, rows), list(rows.values())))
 
 
-def test_gradients_are_those_of_the_loss(pipe):
-    pipe.unet.double()
-    for encoder in host.encoders(pipe).values():
+def test_gradients_are_those_of_the_loss(host):
+    host.pipe.unet.double()
+    for encoder in host.encoders.values():
         encoder.model.double()
-    found = gradients(pipe)
-    rows = vectors(pipe)
-    with host.trainable(pipe) as model, torch.no_grad():
-        for (key, value), gradient in zip(rows.items(), found, strict=True):
+    by_autograd = gradients(host)
+    rows = vectors(host)
+    with host.trainable(LATENT, 2) as model, torch.no_grad():
+        for (key, value), gradient in zip(rows.items(), by_autograd, strict=True):
             step = 1e-3 * gradient / gradient.norm()
             ahead, behind = (float(loss_of(model, {**rows, key: value + sign * step})) for sign in (1, -1))
             assert (ahead - behind) / 2e-3 == pytest.approx(float(gradient.norm()), rel=1e-2)
 
 
-def test_checkpointing_changes_no_gradient_and_runs_blocks_again(pipe):
+def test_checkpointing_changes_no_gradient_and_runs_blocks_again(host):
     runs = []
-    behind_text = [pipe.unet.mid_block, *pipe.unet.up_blocks]
+    behind_text = [host.pipe.unet.mid_block, *host.pipe.unet.up_blocks]
     inside = [m.conv1 for block in behind_text for m in block.modules() if type(m).__name__ == "ResnetBlock2D"]
     hooks = [m.register_forward_hook(lambda *_: runs.append(1)) for m in inside]
-    plain = gradients(pipe)
+    plain = gradients(host)
     once = len(runs)
     assert once == len(inside)
-    again = gradients(pipe, checkpointed=True)
+    again = gradients(host, checkpointed=True)
     assert len(runs) == once + 2 * once
     for hook in hooks:
         hook.remove()
@@ -417,21 +428,22 @@ def test_checkpointing_changes_no_gradient_and_runs_blocks_again(pipe):
 
 
 def test_half_precision(sdxl, folders):
-    half = host.load(folders["sdxl"], dtype=torch.bfloat16)
-    assert half.vae.dtype == torch.float32 and half.unet.dtype == torch.bfloat16
+    half = load(folders["sdxl"], dtype=torch.bfloat16)
+    assert half.pipe.vae.dtype == torch.float32 and half.pipe.unet.dtype == torch.bfloat16
     for rough, exact in zip(gradients(half), gradients(sdxl), strict=True):
         assert rough.dtype == torch.float32
         assert torch.cosine_similarity(rough.flatten(), exact.flatten(), 0) > 0.95
-    picture = host.generate(half, "a", [], width=16, height=16, steps=2, seeds=[1])
+    picture = half.sample(["a"], [1], (4, 8, 8), Sampling(2))
     assert picture.dtype == torch.float32 and picture.isfinite().all()
-    with host.trainable(half) as model:
+    with half.trainable(LATENT, 1) as model:
         assert model.dtype == torch.bfloat16
 
 
 def test_everything_is_put_back(folders):
     with torch.inference_mode():
-        pipe = host.load(folders["sdxl"])
-    pipe.unet = host.load(folders["sdxl"]).unet.requires_grad_(True).train()
+        host = load(folders["sdxl"])
+    pipe = host.pipe
+    pipe.unet = load(folders["sdxl"]).pipe.unet.requires_grad_(True).train()
     modules = [m for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2) for m in part.modules()]
 
     def state():
@@ -443,10 +455,10 @@ def test_everything_is_put_back(folders):
     with torch.inference_mode():
         for failing in (False, True):
             try:
-                with host.trainable(pipe) as model:
+                with host.trainable(LATENT, 2) as model:
                     assert not any(m.training for m in modules)
                     assert not any(p.requires_grad or p.is_inference() for m in modules for p in m.parameters())
-                    rows = {key: value.clone().requires_grad_() for key, value in vectors(pipe).items()}
+                    rows = {key: value.clone().requires_grad_() for key, value in vectors(host).items()}
                     assert loss_of(model, rows).requires_grad
                     model.checkpoint_activations()
                     if failing:
@@ -458,19 +470,18 @@ def test_everything_is_put_back(folders):
 
 
 def test_other_predictions_are_refused(sd):
-    sd.scheduler.register_to_config(prediction_type="sample")
-    with pytest.raises(ValueError, match="'sample'"), host.trainable(sd):
+    sd.pipe.scheduler.register_to_config(prediction_type="sample")
+    with pytest.raises(UserError, match="'sample'"), sd.trainable(LATENT, 1):
         pass
 
 
-def test_training(pipe):
+def test_training(host):
     latent = torch.randn(4, 8, 6, generator=torch.Generator().manual_seed(8))
     examples = [Example(latent, "on grass"), Example(-latent, "in snow")]
-    embedding = Embedding("my-dog", vectors(pipe), 0)
+    embedding = Embedding("my-dog", vectors(host), 0)
     settings = TrainSettings(
         ("[name] [filewords]",), 3, "0.01", batch_size=2, gradient_accumulation=1, gradient_checkpointing="on"
     )
-    with host.trainable(pipe) as model:
+    with host.trainable(latent, 2) as model:
         *_, last = train(model, examples, embedding, settings)
-        trained = last.embedding()
-    assert all((trained.vectors[key] - rows).abs().min() > 0 for key, rows in embedding.vectors.items())
+    assert all((last.learnt.vectors[key] - rows).abs().min() > 0 for key, rows in embedding.vectors.items())

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from textinv_core.errors import UserError  # noqa: E402
 from textinv_core.hosts import pipelines  # noqa: E402
 
 SD1_KEYS = [
@@ -117,15 +118,15 @@ def test_the_tokenizer_of_a_folder(tmp_path):
 def test_folders_that_are_no_models(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
         pipelines.load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"has no model_index.json"):
+    with pytest.raises(UserError, match=r"has no model_index.json"):
         pipelines.load(tmp_path)
-    with pytest.raises(ValueError, match="leave out the config"):
+    with pytest.raises(UserError, match="leave out the config"):
         pipelines.load(tmp_path, tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
-    with pytest.raises(ValueError, match="StableDiffusion3Pipeline"):
+    with pytest.raises(UserError, match="StableDiffusion3Pipeline"):
         pipelines.load(tmp_path)
     (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         pipelines.load(tmp_path)
 
 
@@ -133,7 +134,7 @@ def test_a_damaged_folder(tmp_path):
     folder = save_pipeline(tmp_path / "model")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         pipelines.load(folder)
 
 
@@ -149,7 +150,7 @@ def test_a_folder_that_lacks_weights_is_not_filled_with_random_ones(tmp_path, pa
     else:
         weights[name] = torch.zeros(3, 3)
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=rf"{part} in 'model'.*{name.removeprefix('text_model.')}"):
+    with pytest.raises(UserError, match=rf"{part} in 'model'.*{name.removeprefix('text_model.')}"):
         pipelines.load(folder)
 
 
@@ -185,7 +186,7 @@ def test_a_folder_with_odd_configurations(tmp_path, file, text, words):
     for extra in (folder / "tokenizer").glob("tokenizer.json"):
         extra.unlink()
     (folder / file).write_text(text)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         pipelines.load(folder)
 
 
@@ -194,7 +195,7 @@ def test_inpainting_is_refused(tmp_path):
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     wide = diffusers.UNet2DConditionModel.from_config({**unet.config, "in_channels": 9})
     wide.save_pretrained(folder / "unet")
-    with pytest.raises(ValueError, match=r"takes 9 channels and its VAE gives 4, as in inpainting"):
+    with pytest.raises(UserError, match=r"takes 9 channels and its VAE gives 4, as in inpainting"):
         pipelines.load(folder)
 
 
@@ -205,10 +206,10 @@ def test_files_that_are_no_models(tmp_path):
     file = tmp_path / "lora.safetensors"
     for keys in (["lora_unet.weight"], SD1_KEYS[:1], SD1_KEYS[1:]):
         save_file({key: torch.zeros(1) for key in keys}, file)
-        with pytest.raises(ValueError, match=r"no checkpoint of SD1\.x"):
+        with pytest.raises(UserError, match=r"no checkpoint of SD1\.x"):
             pipelines.load(file)
     file.write_bytes(struct.pack("<Q", 100) + b"{}")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         pipelines.load(file)
 
 
@@ -220,17 +221,17 @@ def test_files_that_are_not_what_they_say(tmp_path, suffix):
         torch.save({"state_dict": weights, "epoch": 3}, file)
     else:
         save_file(weights, file)
-    with pytest.raises(ValueError, match=rf"unet of 'model.{suffix}' is not what .* it should have \[320"):
+    with pytest.raises(UserError, match=rf"unet of 'model.{suffix}' is not what .* it should have \[320"):
         pipelines.load(file)
     config = tmp_path / "config"
-    with pytest.raises(ValueError, match=r"has no config.json"):
+    with pytest.raises(UserError, match=r"has no config.json"):
         pipelines.load(file, config)
 
 
 def test_files_that_are_no_dictionaries_of_weights(tmp_path):
     for what in ({"state_dict": torch.zeros(1)}, {"state_dict": {3: torch.zeros(1)}}, [torch.zeros(1)]):
         torch.save(what, tmp_path / "model.ckpt")
-        with pytest.raises(ValueError, match=r"no checkpoint of SD1\.x"):
+        with pytest.raises(UserError, match=r"no checkpoint of SD1\.x"):
             pipelines.load(tmp_path / "model.ckpt")
 
 
@@ -240,20 +241,20 @@ def test_a_ckpt_with_a_broken_pickle(tmp_path, pickled):
     with zipfile.ZipFile(tmp_path / "whole.ckpt") as whole, zipfile.ZipFile(tmp_path / "model.ckpt", "w") as broken:
         for name in whole.namelist():
             broken.writestr(name, pickled if name.endswith("data.pkl") else whole.read(name))
-    with pytest.raises(ValueError, match=r"'model.ckpt' cannot be read: .* get the model as \.safetensors"):
+    with pytest.raises(UserError, match=r"'model.ckpt' cannot be read: .* get the model as \.safetensors"):
         pipelines.load(tmp_path / "model.ckpt")
 
 
 def test_a_suffix_may_be_in_capitals(tmp_path):
     save_file({"lora_unet.weight": torch.zeros(1)}, tmp_path / "lora.SAFETENSORS")
-    with pytest.raises(ValueError, match=r"no checkpoint of SD1\.x"):
+    with pytest.raises(UserError, match=r"no checkpoint of SD1\.x"):
         pipelines.load(tmp_path / "lora.SAFETENSORS")
 
 
 def test_an_sdxl_that_lacks_what_diffusers_converts(tmp_path):
     keys = [SD1_KEYS[0], "conditioner.embedders.1.model.ln_final.bias"]
     save_file({key: torch.zeros(1) for key in keys}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"unet of 'model.safetensors' .* 'label_emb.* Give a folder with its conf"):
+    with pytest.raises(UserError, match=r"unet of 'model.safetensors' .* 'label_emb.* Give a folder with its conf"):
         pipelines.load(tmp_path / "model.safetensors")
 
 
@@ -262,7 +263,7 @@ def test_a_file_for_inpainting_is_called_so(tmp_path):
     weights[pipelines.UNET + "input_blocks.0.0.weight"] = torch.zeros(8, 9, 3, 3)
     weights[pipelines.VAE + "decoder.conv_in.weight"] = torch.zeros(8, 4, 3, 3)
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"takes 9 channels and its VAE gives 4, as in inpainting"):
+    with pytest.raises(UserError, match=r"takes 9 channels and its VAE gives 4, as in inpainting"):
         pipelines.load(tmp_path / "model.safetensors")
 
 
@@ -272,7 +273,7 @@ def test_a_ckpt_that_would_run_code_is_not_opened(tmp_path):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"state_dict": {}, "callbacks": Harm()}, tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match="because it could run code"):
+    with pytest.raises(UserError, match="because it could run code"):
         pipelines.load(tmp_path / "model.ckpt")
     assert not (tmp_path / "harm").exists()
 
@@ -280,7 +281,7 @@ def test_a_ckpt_that_would_run_code_is_not_opened(tmp_path):
 def test_edm_is_refused(tmp_path):
     keys = [SD1_KEYS[0], "conditioner.embedders.1.model.ln_final.bias", "edm_vpred.sigma_max"]
     save_file({key: torch.zeros(1) for key in keys}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="EDM"):
+    with pytest.raises(UserError, match="EDM"):
         pipelines.load(tmp_path / "model.safetensors")
 
 

@@ -1,62 +1,296 @@
-"""What a model must offer so that embeddings can be trained on it, and what all hosts refuse."""
+"""What a model must offer so that embeddings can be trained on it, and all that is the same whoever offers it.
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+A `Host` is a model with its text encoders and its VAE, as somebody has loaded them. A new one is a file with a subclass
+of each class here.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..embedding import Embedding
+from ..embedding import Embedding, create_embedding
+from ..errors import UserError
 from ..noise import NoiseSchedule
+from .autograd import checkpointing, lean, ordinary_weights
 
 # (encoder key, occurrence in the prompt counted from 0) -> the vectors [n, dim] to put there.
 Lookup = Callable[[str, int], Tensor]
+# (encoder key, name in a prompt) -> the vectors [n, dim] to put there, None for a name that is not known.
+Find = Callable[[str, str], Tensor | None]
 
 
-class TrainableModel(Protocol):
-    """A loaded model that gradients can pass through, from its prediction back to an embedding's vectors."""
+@dataclass(frozen=True)
+class Known:
+    """A `Find` for embeddings that stay as they are, by name."""
+
+    embeddings: Mapping[str, Embedding]
+
+    def __call__(self, key: str, name: str) -> Tensor | None:
+        embedding = self.embeddings.get(name)
+        return None if embedding is None else embedding.vectors[key]
+
+
+class Occurrences:
+    """A `Find` for one prompt: counts how often each encoder meets a name, and asks the name's `Lookup`."""
+
+    def __init__(self, lookups: Mapping[str, Lookup]):
+        self._lookups = lookups
+        self._met: Counter[tuple[str, str]] = Counter()
+
+    def __call__(self, key: str, name: str) -> Tensor | None:
+        if name not in self._lookups:
+            return None
+        occurrence = self._met[key, name]
+        self._met[key, name] += 1
+        return self._lookups[name](key, occurrence)
+
+
+class Encoder(ABC):
+    """One text encoder."""
+
+    table: Any
+    """The module that looks up the vectors of token ids."""
+
+    @property
+    def width(self) -> int:
+        return self.table.weight.shape[1]
+
+    @abstractmethod
+    def tokens(self, text: str) -> Sequence[tuple[int | Tensor, float]]:
+        """What the encoder is fed for `text`, without start and end: ids or vectors [dim], each with its weight."""
+
+    @abstractmethod
+    def vectors(self, token: int) -> Tensor:
+        """What the table has for a token, float32 [1, dim] on the CPU."""
+
+
+class TrainableModel(ABC):
+    """A loaded model that gradients can pass through, from its prediction back to an embedding's vectors.
+
+    Made by `Host.trainable`, and valid inside it.
+    """
 
     device: torch.device
     dtype: torch.dtype  # what the diffusion model computes in
     noise_schedule: NoiseSchedule
+    modules: Sequence[nn.Module]  # all that gradients pass through
+    blocks: Sequence[nn.Module]  # what is made of blocks that can be computed again for the backward pass
 
+    def __init__(self, stack: ExitStack):
+        self._stack = stack
+
+    @abstractmethod
     def conditions(
-        self, prompts: Sequence[str], name: str, lookups: Sequence[Lookup], latents: Sequence[Tensor]
+        self, prompts: Sequence[str], lookups: Sequence[Mapping[str, Lookup]], latents: Sequence[Tensor]
     ) -> Sequence[Any]:
-        """Encode a batch of prompts, each with what its lookup gives wherever it says `embedding:<name>`.
+        """Encode a batch of prompts, each with what its lookups give wherever it says `embedding:<name>`.
 
-        latents: [C, h, w] each, the pictures the prompts are for; some models condition on their size.
-        What comes back, one a prompt, is the host's own and is only ever handed to `predict`.
+        lookups: for each prompt, name -> lookup; other names are the host's to find. latents: [C, ..., h, w] each, the
+        pictures the prompts are for; some models condition on their size. What comes back, one a prompt, is the host's
+        own and is only ever handed to `predict`.
         """
-        ...
 
     def predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[Any]) -> Tensor:
-        """The model's raw prediction [B, C, h, w] for noisy latents at timesteps t, int64 [B], one condition each."""
-        ...
+        """The model's raw prediction [B, C, ..., h, w] for noisy latents at timesteps t, int64 [B], one condition each.
+
+        All at once where their conditions allow it, else one by one.
+        """
+        if len(conditions) == 1 or self._fit_together(conditions):
+            return self._predict(noisy, t, conditions)
+        return torch.cat([self._predict(noisy[i : i + 1], t[i : i + 1], [c]) for i, c in enumerate(conditions)])
+
+    @abstractmethod
+    def _fit_together(self, conditions: Sequence[Any]) -> bool: ...
+
+    @abstractmethod
+    def _predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[Any]) -> Tensor: ...
+
+    @abstractmethod
+    def lean_modules(self) -> Iterable[nn.Module]:
+        """The Linear and Conv whose cast weights, or inputs, autograd need not keep; see `autograd.lean`."""
+
+    @abstractmethod
+    def recast(self, module: nn.Module, like: Tensor) -> Tensor:
+        """The weight of one of `lean_modules` with the type and device of `like`."""
 
     def checkpoint_activations(self) -> None:
         """From now on keep less for the backward pass, and compute it again there."""
-        ...
+        for block in self.blocks:
+            self._stack.enter_context(checkpointing(block))
+
+    def check_interrupted(self) -> None:  # noqa: B027  (most have nothing to look at)
+        """Raise what the host raises where it is asked to stop; looked at before each batch."""
 
 
-def check_widths(embedding: Embedding, widths: Mapping[str, int], what: str, encoder: str) -> None:
-    """Raise ValueError unless `embedding` has vectors of the right width for every encoder key in `widths`.
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are generated.
 
-    what, encoder: for the message, what it does not fit ("CLIP", "model"), and the class of the text encoder.
+    steps: of the sampler, >= 1. guidance: how closely to keep to the prompt, >= 1, where `negative`, what is not
+    wanted, has no effect.
     """
-    if all(key in embedding.vectors and embedding.vectors[key].shape[1] == width for key, width in widths.items()):
-        return
-    raise ValueError(
-        f"The embedding {embedding.name!r} does not fit this {what}: it has {embedding.shapes}, and the text encoder "
-        f"({encoder}) takes vectors of width {', '.join(f'{width} for {key}' for key, width in widths.items())}. "
-        f"Use it with the kind of model it was made for, or create it with this {what}."
-    )
+
+    steps: int = 20
+    guidance: float = 7.0
+    negative: str = ""
 
 
-def check_unweighted(text: str, weights: Sequence[float]) -> None:
-    """Raise ValueError if the words of an init text have weights, which vectors cannot hold."""
-    if any(weight != 1.0 for weight in weights):
-        raise ValueError(
-            f"The init text {text!r} gives some words a weight. An embedding cannot hold weights; take the "
-            r"brackets out, or write \( and \) where they belong to the text."
+class Host(ABC):
+    """A loaded model with its text encoders and its VAE, in its own program's terms."""
+
+    called: ClassVar[str]
+    """What messages call the thing that an embedding has to fit."""
+    interrupts: ClassVar[tuple[type[BaseException], ...]] = ()
+    """What is raised in the program where a person stops it, besides KeyboardInterrupt."""
+
+    # Text encoders and their embeddings
+
+    @property
+    @abstractmethod
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The text encoders that take embeddings, by encoder key. Raises UserError, naming it, where none does."""
+
+    @property
+    @abstractmethod
+    def encoder_name(self) -> str:
+        """What the text encoders are, for messages."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Encoder key -> the width of the vectors that encoder takes."""
+        return {key: encoder.width for key, encoder in self.encoders.items()}
+
+    def check_fits(self, embedding: Embedding) -> None:
+        """Raise UserError unless `embedding` has vectors of the right width for every text encoder."""
+        widths, vectors = self.widths, embedding.vectors
+        if all(key in vectors and vectors[key].shape[1] == width for key, width in widths.items()):
+            return
+        raise UserError(
+            f"The embedding {embedding.name!r} does not fit this {self.called}: it has {embedding.shapes}, and the "
+            f"text encoder ({self.encoder_name}) takes vectors of width "
+            f"{', '.join(f'{width} for {key}' for key, width in widths.items())}. Use it with the kind of model it was "
+            f"made for, or create it with this {self.called}."
         )
+
+    def text_vectors(self, text: str) -> dict[str, Tensor]:
+        """What the text encoders see of `text`: encoder key -> the vectors of its tokens, float32 [tokens, dim].
+
+        Only the table of tokens is used, neither start nor end tokens, no transformer. Raises UserError where the text
+        weights words, which vectors cannot hold.
+        """
+        seen = {}
+        for key, encoder in self.encoders.items():
+            tokens = encoder.tokens(text)
+            if any(weight != 1.0 for _, weight in tokens):
+                raise UserError(
+                    f"The init text {text!r} gives some words a weight. An embedding cannot hold weights; take the "
+                    r"brackets out, or write \( and \) where they belong to the text."
+                )
+            rows = [
+                token.reshape(1, -1).to("cpu", torch.float32) if isinstance(token, Tensor) else encoder.vectors(token)
+                for token, _ in tokens
+            ]
+            seen[key] = torch.cat([torch.empty(0, encoder.width), *rows])
+        return seen
+
+    def create_embedding(self, name: str, init_text: str, vectors: int) -> Embedding:
+        """A new embedding that starts as the words of `init_text`; see `embedding.create_embedding`, and for what it
+        raises besides, `text_vectors`.
+
+        Of a text with more tokens than vectors A1111 takes the first ones for CLIP-L, and samples evenly for OpenCLIP.
+        """
+        return create_embedding(name, self.text_vectors(init_text), vectors, keep_first="clip_l" in self.encoders)
+
+    # Pictures and latents
+
+    @property
+    @abstractmethod
+    def latent_multiple(self) -> int:
+        """Pixels a side of a latent's cell; pictures are cropped to multiples of it."""
+
+    @abstractmethod
+    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Pictures float32 [H, W, 3] in 0..1 -> latents float32 [C, ..., h, w] on the CPU, scaled as the model takes
+        them. The same picture always gives the same latent."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as `sample` makes them, [B, C, ..., h, w] -> pictures float32 [n, H, W, 3] in 0..1 on the CPU; of a
+        VAE for videos, all their frames."""
+
+    @abstractmethod
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        sampling: Sampling,
+        embeddings: Sequence[Embedding] = (),
+    ) -> Tensor:
+        """Generate pictures float32 [n, H, W, 3] in 0..1, one for each prompt and its seed; of a video, all its frames.
+
+        shape: of a latent, [C, ..., h, w]. embeddings: those that prompts can name, besides what the host knows. The
+        random state is as it was afterwards. Raises UserError as `check_fits`.
+        """
+
+    # Training
+
+    @contextmanager
+    def trainable(self, latent: Tensor, batch_size: int) -> Iterator[Any]:
+        """Make the model one that gradients pass through, a `TrainableModel`, for the length of the block.
+
+        latent: [C, ..., h, w], the largest there will be, with `batch_size` for how much memory to leave free. No
+        weight is copied, and everything, torch's random state included, is as it was afterwards, whatever ends the
+        block. Raises UserError for models that cannot be trained on.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng())
+            model = self._load(latent, batch_size, stack)
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(ordinary_weights(*model.modules))
+            for module in model.lean_modules():
+                stack.enter_context(lean(module, model.recast))
+            yield model
+
+    @abstractmethod
+    def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> TrainableModel:
+        """The model, loaded and set to be trained on; what is to be undone afterwards goes on `stack`."""
+
+    # What model this is
+
+    @abstractmethod
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The diffusion model's weights by name, without the patches on them."""
+
+    @abstractmethod
+    def patches(self) -> Iterator[tuple[str, Tensor]]:
+        """What changes these weights, and the text encoders', as they are used."""
+
+    def fingerprint(self) -> str:
+        """16 hex digits that tell base models apart: with any LoRA on it, a model is the same one."""
+        return _digest(self.weights())
+
+    def identity(self) -> str:
+        """16 hex digits that tell this model, patched as it is, from another."""
+        return _digest([*self.weights(), *self.patches()])
+
+    def facts(self) -> dict[str, str]:
+        """What an embedding's metadata says of the model it was trained on."""
+        return {"textinv.base_model": self.fingerprint()}
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of every tensor's name, shape and first values."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().flatten()[:8].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

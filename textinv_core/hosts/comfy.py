@@ -5,12 +5,12 @@ what a family conditions on besides text, its noise schedule and prediction type
 """
 
 import copy
-import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import comfy.model_management
 import comfy.ops
@@ -21,15 +21,17 @@ import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..devices import upload
 from ..embedding import Embedding
+from ..errors import UserError
 from ..noise import NoiseSchedule
 from ..prompts import read_name
-from .base import Lookup, check_unweighted, check_widths
-from .weights import checkpointing, lean, ordinary_weights, replaced_method, storages, tolerating_inplace
+from .autograd import replaced_method, storages, tolerating_inplace
+from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
+from .precision import dtype_of
 
-PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Attentions of the host that cannot be trained through: gradients end there, or it fails.
 WITHOUT_BACKWARD = {"attention_sage", "attention3_sage", "attention_flash", "attention_comfy_kitchen_int8"}
 
@@ -37,136 +39,113 @@ WITHOUT_BACKWARD = {"attention_sage", "attention3_sage", "attention_flash", "att
 # Text encoders and their embeddings
 
 
-class Encoder(NamedTuple):
-    """One text encoder of a CLIP: where its tokenizer hangs, that tokenizer, and its model."""
+@dataclass(frozen=True)
+class ComfyEncoder(Encoder):
+    """One text encoder of a CLIP: where its tokenizer hangs, that tokenizer, its model, and the CLIP."""
 
     attribute: str
     tokenizer: SDTokenizer
     model: SDClipModel
+    clip: Any
 
     @property
-    def table(self) -> Any:
-        """The module that looks up the vectors of token ids."""
+    def table(self) -> Any:  # type: ignore[override]
         return self.model.transformer.get_input_embeddings()
 
+    def tokens(self, text: str) -> list[tuple[int | Tensor, float]]:
+        windows = self.tokenizer.tokenize_with_weights(text, return_word_ids=True)
+        return [(token, weight) for window in windows for token, weight, word in window if word != 0]
 
-def encoders(clip: Any) -> dict[str, Encoder]:
-    """The text encoders of `clip` that take embeddings, by encoder key.
+    def vectors(self, token: int) -> Tensor:
+        self.clip.load_model()
+        ids = torch.tensor([token], device=self.clip.patcher.load_device)
+        return self.table(ids, out_dtype=torch.float32).to("cpu", torch.float32)
 
-    Raises ValueError, naming the text encoder, where none does.
-    """
-    found = {}
+
+def encoders(clip: Any) -> dict[str, ComfyEncoder]:
+    """The text encoders of `clip` that take embeddings, by encoder key; none for some families."""
+    by_key = {}
     for attribute, tokenizer in vars(clip.tokenizer).items():
         model = getattr(clip.cond_stage_model, attribute, None)
         reads_embeddings = isinstance(tokenizer, SDTokenizer) and tokenizer.embedding_directory is not None
         if reads_embeddings and isinstance(model, SDClipModel):
-            found[tokenizer.embedding_key] = Encoder(attribute, tokenizer, model)
-    if not found:
-        raise ValueError(
-            f"ComfyUI cannot use embeddings with this text encoder ({type(clip.cond_stage_model).__name__}), "
-            "so none can be made for it."
-        )
-    return found
+            by_key[tokenizer.embedding_key] = ComfyEncoder(attribute, tokenizer, model, clip)
+    return by_key
 
 
-def widths(clip: Any) -> dict[str, int]:
-    """Encoder key -> the width of the vectors that encoder takes."""
-    return {key: encoder.table.weight.shape[1] for key, encoder in encoders(clip).items()}
+@dataclass(frozen=True)
+class _TryGetEmbedding:
+    """`SDTokenizer._try_get_embedding` that knows more names: gives vectors, name, and the text left over.
 
-
-def text_vectors(clip: Any, text: str) -> dict[str, Tensor]:
-    """What the text encoders see of `text`: encoder key -> the vectors of its tokens, float32 [tokens, dim].
-
-    Only the table of tokens is used, neither start nor end tokens, no transformer. `embedding:<name>` in the text
-    gives that embedding's vectors. Raises ValueError where the text weights words, which vectors cannot hold.
+    A value, no closure: a CLIP that has it can be copied and pickled as others can.
     """
-    clip.load_model()
-    device = clip.patcher.load_device
-    found = {}
-    for key, encoder in encoders(clip).items():
-        windows = encoder.tokenizer.tokenize_with_weights(text, return_word_ids=True)
-        tokens = [(token, weight) for window in windows for token, weight, word in window if word != 0]
-        check_unweighted(text, [weight for _, weight in tokens])
-        rows = [torch.empty(0, encoder.table.weight.shape[1])]
-        for token, _ in tokens:
-            if not torch.is_tensor(token):
-                token = encoder.table(torch.tensor([token], device=device), out_dtype=torch.float32)
-            rows.append(token.reshape(1, -1).to("cpu", torch.float32))
-        found[key] = torch.cat(rows)
-    return found
+
+    host_finds: Any
+    key: str
+    find: Find
+
+    def __call__(self, text: str) -> tuple[Any, str, str]:
+        name, leftover = read_name(text)
+        vectors = self.find(self.key, name) if name else None
+        return self.host_finds(text) if vectors is None else (vectors, name, leftover)
 
 
-def keeps_first_tokens(clip: Any) -> bool:
-    """Whether A1111 cuts an init text that has more tokens than vectors (CLIP-L), or samples it evenly (OpenCLIP)."""
-    return "clip_l" in encoders(clip)
-
-
-def check_fits(clip: Any, embedding: Embedding) -> None:
-    """Raise ValueError unless `embedding` has vectors of the right width for every encoder of `clip`."""
-    check_widths(embedding, widths(clip), "CLIP", type(clip.cond_stage_model).__name__)
-
-
-def _try_get_embedding(host_finds: Any, name: str, vectors: Iterator[Tensor], text: str) -> tuple[Any, str, str]:
-    """`SDTokenizer._try_get_embedding`, for one more name: vectors, name, and the text left over.
-
-    vectors: yields what to put, occurrence by occurrence.
-    """
-    found, leftover = read_name(text)
-    return (next(vectors), found, leftover) if found == name else host_finds(text)
-
-
-def tokenizer_with(clip: Any, name: str, lookup: Lookup) -> Any:
-    """A copy of `clip.tokenizer` for which `embedding:<name>` is what `lookup` gives. For one prompt where lookup
-    depends on the occurrence."""
+def tokenizer_with(clip: Any, find: Find) -> Any:
+    """A copy of `clip.tokenizer` for which `embedding:<name>` is what `find` gives, where it gives something."""
     tokenizer = copy.copy(clip.tokenizer)
     for key, encoder in encoders(clip).items():
-
-        def occurrences(key: str = key) -> Iterator[Tensor]:
-            yield from (lookup(key, occurrence) for occurrence in itertools.count())
-
         own = copy.copy(encoder.tokenizer)
-        own._try_get_embedding = partial(_try_get_embedding, encoder.tokenizer._try_get_embedding, name, occurrences())
+        own._try_get_embedding = _TryGetEmbedding(encoder.tokenizer._try_get_embedding, key, find)
         setattr(tokenizer, encoder.attribute, own)
     return tokenizer
 
 
-def apply_embedding(clip: Any, embedding: Embedding) -> Any:
-    """A clone of `clip` that knows `embedding:<name>`, before any file of that name. Raises as `check_fits`."""
-    check_fits(clip, embedding)
-    applied = clip.clone()
-    applied.tokenizer = tokenizer_with(clip, embedding.name, lambda key, _: embedding.vectors[key])
-    return applied
+class _SharedRun:
+    """`encode` of a text encoder, run once for the windows of several prompts, and handed out prompt by prompt."""
+
+    def __init__(self, encode: Callable[[list[list]], Any], windows: Sequence[list[list]]):
+        self._encode, self._windows = encode, windows
+        self._starts = [0, *itertools.accumulate(len(each) for each in windows)]
+
+    @cached_property
+    def _result(self) -> Any:
+        return self._encode([window for each in self._windows for window in each])
+
+    def part(self, prompt: int, to_encode: list[list]) -> Any:
+        """What `encode` would give for the windows of one prompt."""
+        here = slice(self._starts[prompt], self._starts[prompt + 1])
+        z, pooled, *extra = self._result
+        z, pooled = z[here], None if pooled is None else pooled[here]
+        extra = [{key: value[here] for key, value in each.items()} for each in extra]
+        if len(to_encode) == len(self._windows[prompt]):
+            return z, pooled, *extra
+        # Where words have weights, the host asks for an empty prompt behind the windows.
+        z_empty, pooled_empty, *_ = self._encode(to_encode[len(self._windows[prompt]) :])
+        return torch.cat([z, z_empty]), None if pooled is None else torch.cat([pooled, pooled_empty]), *extra
 
 
-# Pictures and latents
+def encode_together(clip: Any, prompts: Sequence[dict[str, list]]) -> list[list]:
+    """The host's conditionings of tokenised prompts, which it encodes one by one, each text encoder run once for all.
 
-
-def latent_multiple(vae: Any) -> int:
-    """Pixels a side of a latent's cell; pictures are cropped to multiples of it."""
-    return int(vae.spacial_compression_encode())
-
-
-def encode_images(model: Any, vae: Any, images: Sequence[Tensor]) -> list[Tensor]:
-    """Pictures float32 [H, W, 3] in 0..1 -> latents float32 [C, h, w] on the CPU, scaled as the model takes them."""
-    return [model.model.process_latent_in(vae.encode(image[None, ..., :3]))[0].float().cpu() for image in images]
-
-
-def generate(model: Any, clip: Any, vae: Any, prompt: str, latent: Tensor, steps: int, seed: int) -> Tensor:
-    """A picture float32 [1, H, W, 3] for `prompt`, of the size of `latent` [C, h, w]; euler, CFG 7."""
-    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
-    empty = torch.zeros_like(latent)[None]
-    noise = comfy.sample.prepare_noise(empty, seed)
-    samples = comfy.sample.sample(
-        model, noise, steps, 7.0, "euler", "normal", positive, negative, empty, seed=seed, disable_pbar=True
-    )
-    return vae.decode(samples)
-
-
-@contextmanager
-def untouched_random_state() -> Iterator[None]:
-    """Put torch's random state back afterwards: sampling seeds the global generators."""
-    with torch.random.fork_rng():
-        yield
+    Text encoders are deep and narrow, and their weights may have to be cast: a batch of prompts costs little more than
+    one.
+    """
+    shared = []
+    for encoder in encoders(clip).values() if len(prompts) > 1 else ():
+        key = encoder.attribute if encoder.attribute in prompts[0] else encoder.attribute.removeprefix("clip_")
+        windows = [[[token for token, _ in window] for window in prompt.get(key, [])] for prompt in prompts]
+        # T5 pads to no common length; it has to take its prompts one by one.
+        if len({len(window) for each in windows for window in each}) == 1 and all(windows):
+            encode: Any = encoder.model.encode
+            shared.append((encoder.model, _SharedRun(encode, windows)))
+    encoded = []
+    for number, prompt in enumerate(prompts):
+        with ExitStack() as stack:
+            for model, run in shared:
+                own_part = partial(run.part, number)
+                stack.enter_context(replaced_method(model, "encode", lambda _, own_part=own_part: own_part))
+            encoded.append(clip.encode_from_tokens_scheduled(prompt, show_pbar=False))
+    return encoded
 
 
 # Training
@@ -175,53 +154,6 @@ def untouched_random_state() -> Iterator[None]:
 def differentiable_attention(attend: Any, *args: Any, **kwargs: Any) -> Tensor:
     """The attention the host was started with, or pytorch's in place of one that has no backward."""
     return (attention_pytorch if attend.__name__ in WITHOUT_BACKWARD else attend)(*args, **kwargs)
-
-
-@contextmanager
-def encoded_together(clip: Any, prompts: Sequence[dict[str, list]]) -> Iterator[Iterator[dict[str, list]]]:
-    """Let the host encode tokenised prompts one by one, as it must, and each text encoder run once for all of them.
-
-    Yields the prompts in turn; the host has to encode each before the next. The first time an encoder is asked, it
-    encodes the windows of all prompts; later it hands out what is already there. Text encoders are deep and narrow, and
-    their weights may have to be cast: a batch of prompts costs little more than one.
-    """
-    with ExitStack() as stack:
-        current = 0
-
-        def handing_out(encode: Any, windows: list[list[list]]) -> Any:
-            starts = [0, *itertools.accumulate(len(each) for each in windows)]
-            results: list[Any] = []
-
-            def hand_out(to_encode: list[list]) -> Any:
-                here = slice(starts[current], starts[current + 1])
-                if not results:
-                    results.append(encode([window for each in windows for window in each]))
-                z, pooled, *extra = results[0]
-                z, pooled = z[here], None if pooled is None else pooled[here]
-                extra = [{key: value[here] for key, value in each.items()} for each in extra]
-                if len(to_encode) == len(windows[current]):
-                    return z, pooled, *extra
-                # Where words have weights, the host asks for an empty prompt behind the windows.
-                z_empty, pooled_empty, *_ = encode(to_encode[len(windows[current]) :])
-                return torch.cat([z, z_empty]), None if pooled is None else torch.cat([pooled, pooled_empty]), *extra
-
-            return hand_out
-
-        for encoder in encoders(clip).values() if len(prompts) > 1 else ():
-            key = encoder.attribute if encoder.attribute in prompts[0] else encoder.attribute.removeprefix("clip_")
-            windows = [[[token for token, _ in window] for window in prompt.get(key, [])] for prompt in prompts]
-            # T5 pads to no common length; it has to take its prompts one by one.
-            if len({len(window) for each in windows for window in each}) == 1 and all(windows):
-                stack.enter_context(
-                    replaced_method(encoder.model, "encode", lambda encode, all=windows: handing_out(encode, all))
-                )
-
-        def turn() -> Iterator[dict[str, list]]:
-            nonlocal current
-            for current, prompt in enumerate(prompts):  # noqa: B007
-                yield prompt
-
-        yield turn()
 
 
 def _noise_schedule(sampling: Any) -> NoiseSchedule:
@@ -236,47 +168,50 @@ def _noise_schedule(sampling: Any) -> NoiseSchedule:
     )
 
 
-def _recast(module: Any, like: Tensor) -> Tensor:
-    return comfy.ops.cast_bias_weight(module, dtype=like.dtype, device=like.device, bias_dtype=like.dtype)[0]
-
-
-def fingerprint(model: Any) -> str:
-    """16 hex digits that tell base models apart: a hash of every weight's name, shape and first values.
-
-    Of the weights without the patches on them: with any LoRA a model is the same one.
-    """
-    digest = hashlib.sha256()
-    for name, weight in model.model.diffusion_model.named_parameters(prefix="diffusion_model"):
-        if name in model.backup:
-            weight = model.backup[name].weight
-        digest.update(f"{name}{list(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-class ComfyModel:
-    """A `hosts.base.TrainableModel` on a loaded ModelPatcher and CLIP. Made by `trainable`, and valid inside it."""
+class ComfyModel(TrainableModel):
+    """On a loaded ModelPatcher and CLIP."""
 
     def __init__(self, model: Any, clip: Any, stack: ExitStack):
+        super().__init__(stack)
         self.device = model.load_device
         self.dtype = model.model.get_dtype_inference()
-        self.noise_schedule = _noise_schedule(model.model.model_sampling)
-        self._model, self._base, self._stack = model, model.model, stack
-        self._sigmas = model.model.model_sampling.sigmas.to(self.device)
+        self.modules = model.model, clip.cond_stage_model
+        self.blocks = (model.model.diffusion_model,)
+        self._model, self._base = model, model.model
         self._text_weights = storages(clip.cond_stage_model)
         # The host loads the text encoder before each prompt, and may evict the rest of the model for it.
         self._clip = copy.copy(clip)
         self._clip.load_model = lambda *_: clip.patcher
 
+    @cached_property
+    def noise_schedule(self) -> NoiseSchedule:  # type: ignore[override]
+        return _noise_schedule(self._base.model_sampling)
+
+    @cached_property
+    def _sigmas(self) -> Tensor:
+        return self._base.model_sampling.sigmas.to(self.device)
+
+    @cached_property
+    def _transformer_options(self) -> dict[str, Any]:
+        """What the network is told besides; the conditions and noise levels of a batch come on top."""
+        options = dict(self._model.model_options.get("transformer_options", {}))
+        # As the host merges them: those that hang on the model, and those that came with the options.
+        wrappers = comfy.patcher_extension.merge_nested_dicts(options.get("wrappers", {}), self._model.wrappers)
+        # EasyCache skips steps of the sampler, of which there are none here.
+        wrappers.get(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, {}).pop("easycache", None)
+        options["wrappers"] = wrappers
+        options.setdefault("optimized_attention_override", differentiable_attention)
+        return options
+
     def conditions(
-        self, prompts: Sequence[str], name: str, lookups: Sequence[Lookup], latents: Sequence[Tensor]
+        self, prompts: Sequence[str], lookups: Sequence[Mapping[str, Lookup]], latents: Sequence[Tensor]
     ) -> list[dict[str, Any]]:
         clips = [copy.copy(self._clip) for _ in prompts]
-        for clip, lookup in zip(clips, lookups, strict=True):
-            clip.tokenizer = tokenizer_with(clip, name, lookup)
+        for clip, of_prompt in zip(clips, lookups, strict=True):
+            clip.tokenizer = tokenizer_with(clip, Occurrences(of_prompt))
         tokens = [clip.tokenize(prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        with encoded_together(self._clip, tokens) as turn, tolerating_inplace(self._text_weights):
-            encoded = [self._clip.encode_from_tokens_scheduled(each, show_pbar=False) for each in turn]
+        with tolerating_inplace(self._text_weights):
+            encoded = encode_together(self._clip, tokens)
         return [self._model_conds(cond[:1], latent) for cond, latent in zip(encoded, latents, strict=True)]
 
     def _model_conds(self, encoded: list, latent: Tensor) -> dict[str, Any]:
@@ -295,15 +230,12 @@ class ComfyModel:
             for key, value in cond["model_conds"].items()
         }
 
-    def predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
-        together = all(comfy.samplers.cond_equal_size(c, conditions[0]) for c in conditions)
-        if not together:
-            return torch.cat([self.predict(noisy[i : i + 1], t[i : i + 1], [c]) for i, c in enumerate(conditions)])
-        sigma = self._sigmas[t.to(self.device)]
-        options = dict(self._model.model_options.get("transformer_options", {}))
-        options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(self._model.wrappers)
-        options.update(sigmas=sigma, cond_or_uncond=[0] * len(conditions))
-        options.setdefault("optimized_attention_override", differentiable_attention)
+    def _fit_together(self, conditions: Sequence[dict[str, Any]]) -> bool:
+        return all(comfy.samplers.cond_equal_size(c, conditions[0]) for c in conditions)
+
+    def _predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
+        sigma = self._sigmas[t]
+        options = self._transformer_options | {"sigmas": sigma, "cond_or_uncond": [0] * len(conditions)}
         arguments = {**comfy.samplers.cond_cat(conditions), "transformer_options": options}
         wrapper = self._model.model_options.get("model_function_wrapper")
         if wrapper is None:
@@ -313,50 +245,144 @@ class ComfyModel:
             denoised = wrapper(self._base.apply_model, call)
         return self.noise_schedule.prediction(denoised, noisy, t)
 
-    def checkpoint_activations(self) -> None:
-        self._stack.enter_context(checkpointing(self._base.diffusion_model))
+    def lean_modules(self) -> Iterator[nn.Module]:
+        for module in (m for root in self.modules for m in root.modules()):
+            if isinstance(module, nn.Linear | nn.Conv2d) and hasattr(module, "forward_comfy_cast_weights"):
+                yield module
+
+    def recast(self, module: Any, like: Tensor) -> Tensor:
+        return comfy.ops.cast_bias_weight(module, dtype=like.dtype, device=like.device, bias_dtype=like.dtype)[0]
+
+    def check_interrupted(self) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-@contextmanager
-def trainable(model: Any, clip: Any, latent: Tensor, batch_size: int, precision: str = "auto") -> Iterator[ComfyModel]:
-    """Load `model` and `clip`, as patched as they are, and make them differentiable for the length of the block.
+class ComfyHost(Host):
+    """The MODEL, CLIP and VAE of a graph; what only concerns text encoders needs the CLIP alone.
 
-    latent: [C, h, w], the largest there will be, with `batch_size` for how much memory to leave free.
-    precision: "auto" (what the host computes in), "fp32", "bf16" or "fp16".
-
-    No weight is copied, and everything is as it was afterwards, whatever ends the block.
+    precision: one of `precision.PRECISIONS`, what the model computes in while it is trained on; `auto` as in sampling.
     """
-    dtype = PRECISIONS[precision]
-    # Weights that the host streams to the GPU at will could be gone before backward: it loads those once more.
-    text = clip
-    if clip.patcher.is_dynamic():
-        text = clip.clone(disable_dynamic=True)
-        text.cond_stage_model = text.patcher.model
-    own = model.clone(disable_dynamic=True) if model.is_dynamic() or dtype is not None else model
-    if dtype is not None:
-        own.set_model_compute_dtype(dtype)
-    base, encoder = own.model, text.cond_stage_model
-    management = comfy.model_management
-    was_training = management.in_training
-    with ExitStack() as stack:
-        for patcher, given in ((own, model), (text.patcher, clip.patcher)):
-            if patcher is not given:
-                stack.callback(management.unload_model_and_clones, patcher)
+
+    called = "CLIP"
+    interrupts = (comfy.model_management.InterruptProcessingException,)
+
+    def __init__(self, clip: Any, model: Any = None, vae: Any = None, precision: str = "auto"):
+        self._clip, self._model, self._vae = clip, model, vae
+        self._dtype = None if precision == "auto" else dtype_of(precision)
+
+    @cached_property
+    def encoders(self) -> dict[str, ComfyEncoder]:  # type: ignore[override]
+        by_key = encoders(self._clip)
+        if not by_key:
+            raise UserError(
+                f"ComfyUI cannot use embeddings with this text encoder ({self.encoder_name}), so none can be made for "
+                "it."
+            )
+        return by_key
+
+    @property
+    def encoder_name(self) -> str:
+        return type(self._clip.cond_stage_model).__name__
+
+    def apply(self, *embeddings: Embedding) -> Any:
+        """A clone of the CLIP that knows `embedding:<name>`, before any file of that name. Raises as `check_fits`."""
+        for embedding in embeddings:
+            self.check_fits(embedding)
+        applied = self._clip.clone()
+        applied.tokenizer = tokenizer_with(self._clip, Known({embedding.name: embedding for embedding in embeddings}))
+        return applied
+
+    @property
+    def latent_multiple(self) -> int:
+        return int(self._vae.spacial_compression_encode())
+
+    @torch.random.fork_rng()
+    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+        scaled = self._model.model.process_latent_in
+        return [scaled(self._vae.encode(image[None, ..., :3]))[0].float().cpu() for image in images]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        pixels = self._vae.decode(latents)
+        return pixels.reshape(-1, *pixels.shape[-3:])
+
+    @torch.random.fork_rng()  # the host seeds the global generators
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        sampling: Sampling,
+        embeddings: Sequence[Embedding] = (),
+    ) -> Tensor:
+        clip = self.apply(*embeddings)
+        unwanted = clip.encode_from_tokens_scheduled(clip.tokenize(sampling.negative))
+        empty = torch.zeros(1, *shape)
+        pictures = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            wanted = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+            noise = comfy.sample.prepare_noise(empty, seed)
+            sampler = sampling.steps, sampling.guidance, "euler", "normal"
+            latents = comfy.sample.sample(
+                self._model, noise, *sampler, wanted, unwanted, empty, seed=seed, disable_pbar=True
+            )
+            pictures.append(self.decode(latents))
+        return torch.cat(pictures)
+
+    def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> ComfyModel:
+        management, model, clip, dtype = comfy.model_management, self._model, self._clip, self._dtype
+        stack.callback(management.soft_empty_cache)
+        # Weights that the host streams to the GPU at will could be gone before backward: it loads those once more.
+        if clip.patcher.is_dynamic():
+            clip = clip.clone(disable_dynamic=True)
+            clip.cond_stage_model = clip.patcher.model
+        if model.is_dynamic() or dtype is not None:
+            model = model.clone(disable_dynamic=True)
+        if dtype is not None:
+            model.set_model_compute_dtype(dtype)
+        for own, given in ((model, self._model), (clip.patcher, self._clip.patcher)):
+            if own is not given:
+                stack.callback(management.unload_model_and_clones, own)
         # Three times what sampling takes: a guess, which only decides how much of a big model stays in RAM.
-        activations = 3 * own.memory_required([batch_size, *latent.shape])
-        management.load_models_gpu([own, text.patcher], memory_required=activations)
-        stack.callback(own.cleanup)
-        own.pre_run()
-        stack.callback(setattr, management, "in_training", was_training)
-        management.in_training = True
+        activations = 3 * model.memory_required([batch_size, *latent.shape])
+        management.load_models_gpu([model, clip.patcher], memory_required=activations)
+        stack.callback(model.cleanup)
+        model.pre_run()
+
+        def set_for_now(name: str, value: Any) -> None:
+            stack.callback(setattr, management, name, getattr(management, name))
+            setattr(management, name, value)
+
+        set_for_now("in_training", True)
         # Weights kept in RAM are else cast through buffers that the next layer overwrites: backward would read those.
-        stack.callback(setattr, management, "NUM_STREAMS", management.NUM_STREAMS)
-        management.NUM_STREAMS = 0
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(ordinary_weights(base, encoder))
-        for module in (m for root in (base, encoder) for m in root.modules()):
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and hasattr(module, "forward_comfy_cast_weights"):
-                stack.enter_context(lean(module, _recast))
-        yield ComfyModel(own, text, stack)
-    management.soft_empty_cache()
+        set_for_now("NUM_STREAMS", 0)
+        # Else each prompt's conditioning goes by way of the CPU, which waits for the GPU, forward and backward.
+        set_for_now("intermediate_device", lambda: model.load_device)
+        if embedder := getattr(model.model, "embedder", None):  # of sizes, which SDXL counts on the CPU otherwise
+            there = model.load_device
+            stack.enter_context(
+                replaced_method(embedder, "forward", lambda forward: lambda sizes: forward(upload(sizes, there)))
+            )
+        return ComfyModel(model, clip, stack)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, weight in self._model.model.diffusion_model.named_parameters(prefix="diffusion_model"):
+            yield name, self._model.backup[name].weight if name in self._model.backup else weight
+
+    def patches(self) -> Iterator[tuple[str, Tensor]]:
+        for patcher in (self._model, self._clip.patcher):
+            for name, of_weight in patcher.patches.items():
+                for strength, patch, of_model, *_ in of_weight:
+                    for tensor in _tensors(patch):
+                        yield f"{name} {strength} {of_model}", tensor
+            for name, value in patcher.object_patches.items():  # another noise schedule, for example
+                yield f"{name} {value if isinstance(value, torch.dtype) else type(value).__name__}", torch.empty(0)
+                if isinstance(value, nn.Module):
+                    yield from [*value.named_parameters(name), *value.named_buffers(name)]
+
+
+def _tensors(patch: Any) -> Iterable[Tensor]:
+    """The tensors in a patch: in tuples, lists, and the adapters that keep them as `weights`."""
+    if isinstance(patch, Tensor):
+        return [patch]
+    parts = getattr(patch, "weights", patch)
+    return [tensor for part in parts for tensor in _tensors(part)] if isinstance(parts, tuple | list) else []

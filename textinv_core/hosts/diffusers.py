@@ -5,25 +5,27 @@ embedding is only known if it was handed over. `pipelines.load` reads models fro
 the only ones that import `diffusers`.
 """
 
-import itertools
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from ..devices import upload
 from ..embedding import Embedding
+from ..errors import UserError
 from ..noise import NoiseSchedule
-from .base import Lookup, check_unweighted, check_widths
-from .pipelines import load as load
-from .weights import checkpointing, lean, ordinary_weights, replaced_method
-from .windows import Token, tokens, windows
+from . import pipelines
+from .autograd import replaced_method
+from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
+from .tokens import Token, tokens, windows
 
 log = logging.getLogger("textinv")
 
@@ -31,22 +33,26 @@ CLIP_H_WIDTH = 1024
 MOST_REPEATS = 4  # of a text, for a batch to be one; as ComfyUI
 PIXELS_A_CELL = 8  # what SDXL takes a side of a latent's cell for, in pixels, when told of sizes
 
-# Name in a prompt, as an encoder key comes to it -> the vectors [n, dim] to put there, None for none known.
-Find = Callable[[str, str], Tensor | None]
+
+def load(
+    path: Path, config: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> "PipelineHost":
+    """The model in a file or folder, as a host; see `pipelines.load`."""
+    return PipelineHost(pipelines.load(path, config, device, dtype), Path(path).stem)
 
 
 # Text encoders and their embeddings
 
 
-class Encoder(NamedTuple):
+@dataclass(frozen=True)
+class PipelineEncoder(Encoder):
     """One text encoder of a pipeline: its tokenizer and its model."""
 
     tokenizer: Any
     model: Any
 
     @property
-    def table(self) -> Any:
-        """The module that looks up the vectors of token ids."""
+    def table(self) -> Any:  # type: ignore[override]
         return self.model.get_input_embeddings()
 
     @property
@@ -57,151 +63,25 @@ class Encoder(NamedTuple):
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
+    def tokens(self, text: str) -> list[Token]:
+        return [token for group in tokens(text, self.ids, _unknown) for token in group]
+
+    def vectors(self, token: int) -> Tensor:
+        return self.table.weight.detach()[token : token + 1].to("cpu", torch.float32, copy=True)
+
     def windows(self, groups: list[list[Token]]) -> list[list[Token]]:
         tokenizer = self.tokenizer
         return windows(groups, self.window, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-
-
-def encoders(pipe: Any) -> dict[str, Encoder]:
-    """The text encoders of `pipe` by encoder key, which are ComfyUI's: clip_l; clip_h (SD2); clip_l, clip_g (SDXL)."""
-    first = Encoder(pipe.tokenizer, pipe.text_encoder)
-    if _is_sdxl(pipe):
-        return {"clip_l": first, "clip_g": Encoder(pipe.tokenizer_2, pipe.text_encoder_2)}
-    return {"clip_h" if first.table.weight.shape[1] == CLIP_H_WIDTH else "clip_l": first}
-
-
-def _is_sdxl(pipe: Any) -> bool:
-    return getattr(pipe, "text_encoder_2", None) is not None
-
-
-def widths(pipe: Any) -> dict[str, int]:
-    """Encoder key -> the width of the vectors that encoder takes."""
-    return {key: encoder.table.weight.shape[1] for key, encoder in encoders(pipe).items()}
-
-
-def text_vectors(pipe: Any, text: str) -> dict[str, Tensor]:
-    """What the text encoders see of `text`: encoder key -> the vectors of its tokens, float32 [tokens, dim].
-
-    Only the table of tokens is used, neither start nor end tokens, no transformer. Raises ValueError where the text
-    weights words, which vectors cannot hold.
-    """
-    found = {}
-    for key, encoder in encoders(pipe).items():
-        seen = [token for group in tokens(text, encoder.ids, _unknown) for token in group]
-        check_unweighted(text, [token.weight for token in seen])
-        ids = torch.tensor([token.what for token in seen], dtype=torch.long)
-        weight = encoder.table.weight
-        found[key] = weight.detach()[ids.to(weight.device)].to("cpu", torch.float32, copy=True)
-    return found
-
-
-def keeps_first_tokens(pipe: Any) -> bool:
-    """Whether A1111 cuts an init text that has more tokens than vectors (CLIP-L), or samples it evenly (OpenCLIP)."""
-    return "clip_l" in encoders(pipe)
-
-
-def check_fits(pipe: Any, embedding: Embedding) -> None:
-    """Raise ValueError unless `embedding` has vectors of the right width for every encoder of `pipe`."""
-    check_widths(embedding, widths(pipe), "model", type(pipe).__name__)
-
-
-def nearest_words(pipe: Any, embedding: Embedding, count: int = 5) -> dict[str, list[list[tuple[str, float]]]]:
-    """Encoder key -> for each vector, the `count` tokens nearest to it: the word, and the cosine similarity, -1 to 1.
-
-    Tokens that a word goes on after have a hyphen behind them, as in `photo-`. Start and end tokens do not count.
-    Raises ValueError as `check_fits`.
-    """
-    check_fits(pipe, embedding)
-    found = {}
-    for key, encoder in encoders(pipe).items():
-        table = torch.nn.functional.normalize(encoder.table.weight.detach().float(), dim=1)
-        # In double precision: the squares of what is finite are finite there.
-        vectors = torch.nn.functional.normalize(embedding.vectors[key].double(), dim=1)
-        similarity = vectors.to(table) @ table.T
-        similarity[:, [encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id]] = -math.inf
-        best = similarity.topk(min(count, len(table)))
-        found[key] = [
-            [(_word(encoder.tokenizer, token), value) for token, value in zip(ids, values, strict=True)]
-            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-    return found
-
-
-def _word(tokenizer: Any, token: int) -> str:
-    piece = tokenizer.convert_ids_to_tokens(token) or f"token {token}"
-    text = tokenizer.decode([token]).strip()
-    return text if piece.endswith("</w>") else f"{text}-"
 
 
 def _unknown(name: str) -> None:
     log.warning(f"textinv: the prompt names the embedding {name!r}, which is not loaded; it is left out.")
 
 
-# Pictures and latents
-
-
-def latent_multiple(pipe: Any) -> int:
-    """Pixels a side of a latent's cell; pictures are cropped to multiples of it."""
-    return 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-
-
-@torch.no_grad()
-def encode_images(pipe: Any, images: Sequence[Tensor]) -> list[Tensor]:
-    """Pictures float32 [H, W, 3] in 0..1 -> latents float32 [C, h, w] on the CPU, scaled as the model takes them.
-
-    The middle of what the VAE holds possible, as in ComfyUI: the same picture gives the same latent.
-    """
-    vae = pipe.vae
-    latents = []
-    for image in images:
-        pixels = (image[None, ..., :3].movedim(-1, 1) * 2 - 1).to(vae.device, vae.dtype)
-        latents.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor)[0].float().cpu())
-    return latents
-
-
-@torch.no_grad()
-def generate(
-    pipe: Any,
-    prompt: str | Sequence[str],
-    embeddings: Sequence[Embedding],
-    *,
-    negative: str = "",
-    width: int,
-    height: int,
-    steps: int = 20,
-    guidance: float = 7.0,
-    seeds: Sequence[int],
-) -> Tensor:
-    """Pictures float32 [len(seeds), height, width, 3] in 0..1, all in one batch, one a seed.
-
-    prompt: for all of them, or one each. embeddings: those that prompts can name. width, height: pixels, multiples of
-    `latent_multiple`. guidance: at least 1, where `negative` has no effect. DPM-Solver++ of order 2, which adds no
-    noise on the way: a picture depends on its own seed and prompt alone, up to rounding. Raises ValueError for other
-    sizes, and as `check_fits`.
-    """
-    multiple = latent_multiple(pipe)
-    if width <= 0 or height <= 0 or width % multiple or height % multiple:
-        raise ValueError(
-            f"A picture of {width}x{height} pixels cannot be generated: width and height must be multiples of "
-            f"{multiple}."
-        )
-    model = DiffusersModel(pipe, embeddings, ExitStack())
-    size = (pipe.unet.config.in_channels, height // multiple, width // multiple)
-    count = len(seeds)
-    prompts = [prompt, negative] if isinstance(prompt, str) else [*prompt, negative]
-    *positive, unconditional = model.encode(prompts, [model.known] * len(prompts), [size[1:]] * len(prompts))
-    conditions = (positive * count if isinstance(prompt, str) else positive) + [unconditional] * count
-    sampler: Any = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    sampler.set_timesteps(steps)
-    noise = [torch.randn(size, generator=Generator().manual_seed(seed)) for seed in seeds]
-    noisy = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
-    for t in sampler.timesteps:
-        predicted = model.predict(torch.cat([noisy, noisy]), t.repeat(2 * count), conditions)
-        wanted, unwanted = predicted.float().split(count)
-        noisy = sampler.step(unwanted + guidance * (wanted - unwanted), t, noisy, return_dict=False)[0]
-    vae = pipe.vae
-    pixels = vae.decode((noisy / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-    return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
+def _word(tokenizer: Any, token: int) -> str:
+    piece = tokenizer.convert_ids_to_tokens(token) or f"token {token}"
+    text = tokenizer.decode([token]).strip()
+    return text if piece.endswith("</w>") else f"{text}-"
 
 
 # Training
@@ -228,55 +108,51 @@ def _noise_schedule(scheduler: Any) -> NoiseSchedule:
         return NoiseSchedule(signal, noise, skip=1 / signal, out=-noise / signal)
     if kind == "v_prediction":
         return NoiseSchedule(signal, noise, skip=signal, out=-noise)
-    raise ValueError(f"This model predicts {kind!r}; embeddings are trained here on eps and v prediction.")
+    raise UserError(f"This model predicts {kind!r}; embeddings are trained here on eps and v prediction.")
 
 
-class DiffusersModel:
-    """A `hosts.base.TrainableModel` on a pipeline, for gradients valid inside `trainable`; `generate` needs none.
+class PipelineModel(TrainableModel):
+    """On a pipeline; for gradients valid inside `trainable`, `sample` needs none.
 
-    embeddings: those that prompts may name besides the one in training.
+    known: finds embeddings that prompts may name besides those in training.
     """
 
-    def __init__(self, pipe: Any, embeddings: Sequence[Embedding], stack: ExitStack):
-        for embedding in embeddings:
-            check_fits(pipe, embedding)
-        self.device = pipe.unet.device
-        self.dtype = pipe.unet.dtype
-        self.noise_schedule = _noise_schedule(pipe.scheduler)
-        self._pipe, self._stack = pipe, stack
-        self._embeddings = {embedding.name: embedding for embedding in embeddings}
-
-    def known(self, key: str, name: str) -> Tensor | None:
-        """The vectors for encoder `key` of an embedding that is not in training."""
-        if name in self._embeddings:
-            return self._embeddings[name].vectors[key]
-        return _unknown(name)
+    def __init__(self, host: "PipelineHost", known: Known, stack: ExitStack):
+        super().__init__(stack)
+        unet = host.pipe.unet
+        self.device, self.dtype = unet.device, unet.dtype
+        self.modules = unet, *(encoder.model for encoder in host.encoders.values())
+        self.blocks = *unet.down_blocks, unet.mid_block, *unet.up_blocks
+        self.noise_schedule = _noise_schedule(host.pipe.scheduler)
+        self._unet, self._encoders, self._is_sdxl, self._known = unet, host.encoders, host.is_sdxl, known
 
     def conditions(
-        self, prompts: Sequence[str], name: str, lookups: Sequence[Lookup], latents: Sequence[Tensor]
+        self, prompts: Sequence[str], lookups: Sequence[Mapping[str, Lookup]], latents: Sequence[Tensor]
     ) -> list[Condition]:
-        def finding(lookup: Lookup) -> Find:
-            occurrences = defaultdict(itertools.count)
-
-            def find(key: str, named: str) -> Tensor | None:
-                return lookup(key, next(occurrences[key])) if named == name else self.known(key, named)
-
-            return find
-
-        return self.encode(prompts, [*map(finding, lookups)], [tuple(latent.shape[-2:]) for latent in latents])
+        cells = [tuple(latent.shape[-2:]) for latent in latents]
+        return self.encode(prompts, [*map(Occurrences, lookups)], cells)
 
     def encode(
         self, prompts: Sequence[str], finds: Sequence[Find], cells: Sequence[tuple[int, ...]]
     ) -> list[Condition]:
-        """Encode prompts, each for a latent of so many cells (height, width), with one run of each text encoder."""
+        """Encode prompts, each for a latent of so many cells (height, width), with one run of each text encoder.
+
+        finds: for each prompt, what knows embeddings before those this model knows.
+        """
+
+        def find(own: Find, key: str, name: str) -> Tensor | None:
+            vectors = own(key, name)
+            vectors = self._known(key, name) if vectors is None else vectors
+            return _unknown(name) if vectors is None else upload(vectors, self.device)
+
         texts, pooled = [[] for _ in prompts], None
-        for key, encoder in encoders(self._pipe).items():
+        for key, encoder in self._encoders.items():
             filled = [
-                encoder.windows(tokens(prompt, encoder.ids, partial(find, key)))
-                for prompt, find in zip(prompts, finds, strict=True)
+                encoder.windows(tokens(prompt, encoder.ids, partial(find, own, key)))
+                for prompt, own in zip(prompts, finds, strict=True)
             ]
             counts = [len(windows) for windows in filled]
-            encoded, at_ends = _run(encoder, [window for windows in filled for window in windows], _is_sdxl(self._pipe))
+            encoded, at_ends = _run(encoder, [window for windows in filled for window in windows], self._is_sdxl)
             for text, of_prompt in zip(texts, encoded.split(counts), strict=True):
                 text.append(of_prompt.flatten(0, 1))
             if at_ends is not None:
@@ -291,29 +167,30 @@ class DiffusersModel:
             for i, text in enumerate(texts)
         ]
 
-    def predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        # Attention to a text that comes several times over is attention to that text: so lengths become equal.
+    def _fit_together(self, conditions: Sequence[Condition]) -> bool:
         lengths = [condition.text.shape[1] for condition in conditions]
-        length = math.lcm(*lengths)
-        if length > MOST_REPEATS * max(lengths):
-            rows = enumerate(conditions)
-            return torch.cat([self.predict(noisy[i : i + 1], t[i : i + 1], [each]) for i, each in rows])
+        return math.lcm(*lengths) <= MOST_REPEATS * max(lengths)
+
+    def _predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        # Attention to a text that comes several times over is attention to that text: so lengths become equal.
+        length = math.lcm(*(condition.text.shape[1] for condition in conditions))
         text = torch.cat([c.text.repeat(1, length // c.text.shape[1], 1) for c in conditions]).to(self.dtype)
         more = {}
         pooled = [c.pooled for c in conditions if c.pooled is not None]
         if pooled:
-            sizes = torch.cat([c.sizes for c in conditions]).to(self.device)
+            sizes = upload(torch.cat([c.sizes for c in conditions]), self.device)
             more = {"added_cond_kwargs": {"text_embeds": torch.cat(pooled).to(self.dtype), "time_ids": sizes}}
         noisy, t = noisy.to(self.dtype), t.to(self.device)
-        return self._pipe.unet(noisy, t, encoder_hidden_states=text, return_dict=False, **more)[0]
+        return self._unet(noisy, t, encoder_hidden_states=text, return_dict=False, **more)[0]
 
-    def checkpoint_activations(self) -> None:
-        unet = self._pipe.unet
-        for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-            self._stack.enter_context(checkpointing(block))
+    def lean_modules(self) -> Iterator[nn.Module]:
+        return (module for module in self._unet.modules() if isinstance(module, nn.Conv2d))
+
+    def recast(self, module: nn.Module, like: Tensor) -> Tensor:
+        return module.get_parameter("weight").to(like)
 
 
-def _run(encoder: Encoder, windows: list[list[Token]], penultimate: bool) -> tuple[Tensor, Tensor | None]:
+def _run(encoder: PipelineEncoder, windows: list[list[Token]], penultimate: bool) -> tuple[Tensor, Tensor | None]:
     """What an encoder makes of N windows: [N, window, dim], and at their ends, projected, where it projects: [N, dim].
 
     penultimate: take the layer before the last, without the final norm, as SDXL does. (Configurations of SD2 leave the
@@ -330,41 +207,158 @@ def _run(encoder: Encoder, windows: list[list[Token]], penultimate: bool) -> tup
         if isinstance(token.what, Tensor)
     }
     ids = torch.tensor([[end if isinstance(what, Tensor) else what for what, _ in window] for window in windows])
-    ids = ids.to(table.weight.device)
+    ids = upload(ids, table.weight.device)
     rows = table(ids)
     if vectors:
-        places = [torch.tensor(index, device=rows.device) for index in zip(*vectors, strict=True)]
+        places = [upload(torch.tensor(index), rows.device) for index in zip(*vectors, strict=True)]
         rows = rows.index_put(tuple(places), torch.stack([*vectors.values()]).to(rows))
     # Not all versions of transformers take vectors in place of ids; all look ids up here.
     with replaced_method(table, "forward", lambda _: lambda _: rows):
         output = model(ids, output_hidden_states=penultimate)
     text = output.hidden_states[-2] if penultimate else output.last_hidden_state
     if weighted:
-        weights = torch.tensor([[[token.weight] for token in window] for window in windows]).to(text)
+        weights = torch.tensor([[[token.weight] for token in window] for window in windows])
+        weights = upload(weights, text.device).to(text)
         text = torch.where(weights == 1, text, torch.lerp(text[-1:], text, weights))[:-1]
     if not (penultimate and hasattr(model, "text_projection")):
         return text, None
     ends = [[token.what if isinstance(token.what, int) else None for token in window].index(end) for window in windows]
-    at_ends = output.last_hidden_state[range(len(text)), ends[: len(text)]]
+    ends = upload(torch.tensor(ends[: len(text)]), text.device)
+    at_ends = output.last_hidden_state[torch.arange(len(text), device=text.device), ends]
     return text, model.text_projection(at_ends)
 
 
-@contextmanager
-def trainable(pipe: Any, embeddings: Sequence[Embedding] = ()) -> Iterator[DiffusersModel]:
-    """Make the weights of `pipe` ones that gradients pass through, for the length of the block; no weight is copied.
+class PipelineHost(Host):
+    """A pipeline as `pipelines.load` reads it.
 
-    embeddings: those that prompts may name besides the one in training. Everything is as it was afterwards, whatever
-    ends the block. Raises ValueError as `check_fits`, and for models that predict something else than eps or v.
+    name: of its file, for metadata. embeddings: those that training prompts may name besides the one in training.
+    Raises UserError where these do not fit.
     """
-    roots = [pipe.unet, *(encoder.model for encoder in encoders(pipe).values())]
-    with ExitStack() as stack:
-        for module in (m for root in roots for m in root.modules()):
+
+    called = "model"
+
+    def __init__(self, pipe: Any, name: str = "", embeddings: Sequence[Embedding] = ()):
+        self.pipe, self._name = pipe, name
+        self._known = self._checked(embeddings)
+
+    def knowing(self, embeddings: Sequence[Embedding]) -> "PipelineHost":
+        """The same host, whose training prompts may name these embeddings too."""
+        return PipelineHost(self.pipe, self._name, embeddings)
+
+    def _checked(self, embeddings: Sequence[Embedding]) -> Known:
+        for embedding in embeddings:
+            self.check_fits(embedding)
+        return Known({embedding.name: embedding for embedding in embeddings})
+
+    @property
+    def encoders(self) -> dict[str, PipelineEncoder]:  # type: ignore[override]
+        """By ComfyUI's keys: clip_l; clip_h (SD2); clip_l, clip_g (SDXL)."""
+        first = PipelineEncoder(self.pipe.tokenizer, self.pipe.text_encoder)
+        if self.is_sdxl:
+            return {"clip_l": first, "clip_g": PipelineEncoder(self.pipe.tokenizer_2, self.pipe.text_encoder_2)}
+        return {"clip_h" if first.width == CLIP_H_WIDTH else "clip_l": first}
+
+    @property
+    def is_sdxl(self) -> bool:
+        return getattr(self.pipe, "text_encoder_2", None) is not None
+
+    @property
+    def encoder_name(self) -> str:
+        return type(self.pipe).__name__
+
+    def nearest_words(self, embedding: Embedding, count: int = 5) -> dict[str, list[list[tuple[str, float]]]]:
+        """Encoder key -> for each vector, the `count` tokens nearest to it: word and cosine similarity, -1 to 1.
+
+        Tokens that a word goes on after have a hyphen behind them, as in `photo-`. Start and end tokens do not count.
+        Raises UserError as `check_fits`.
+        """
+        self.check_fits(embedding)
+        nearest = {}
+        for key, encoder in self.encoders.items():
+            table = nn.functional.normalize(encoder.table.weight.detach().float(), dim=1)
+            # In double precision: the squares of what is finite are finite there.
+            vectors = nn.functional.normalize(embedding.vectors[key].double(), dim=1)
+            similarity = vectors.to(table) @ table.T
+            similarity[:, [encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id]] = -math.inf
+            best = similarity.topk(min(count, len(table)))
+            nearest[key] = [
+                [(_word(encoder.tokenizer, token), value) for token, value in zip(ids, values, strict=True)]
+                for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+        return nearest
+
+    @property
+    def latent_multiple(self) -> int:
+        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+
+    def latent_shape(self, width: int = 0, height: int = 0) -> tuple[int, int, int]:
+        """Of a picture of so many pixels, 0 for what the model was made for: [C, h, w].
+
+        Raises UserError where they are no multiples of `latent_multiple`.
+        """
+        multiple, config = self.latent_multiple, self.pipe.unet.config
+        width, height = (side or config.sample_size * multiple for side in (width, height))
+        if width <= 0 or height <= 0 or width % multiple or height % multiple:
+            raise UserError(
+                f"A picture of {width}x{height} pixels cannot be generated: width and height must be multiples of "
+                f"{multiple}."
+            )
+        return config.in_channels, height // multiple, width // multiple
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+        vae = self.pipe.vae
+        latents = []
+        for image in images:
+            pixels = (image[None, ..., :3].movedim(-1, 1) * 2 - 1).to(vae.device, vae.dtype)
+            # The middle of what the VAE holds possible, as in ComfyUI.
+            latents.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor)[0].float().cpu())
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        sampling: Sampling,
+        embeddings: Sequence[Embedding] = (),
+    ) -> Tensor:
+        """All in one batch. DPM-Solver++ of order 2, which adds no noise on the way: a picture depends on its own seed
+        and prompt alone, up to rounding."""
+        model = PipelineModel(self, self._checked(embeddings), ExitStack())
+        encoded = dict.fromkeys([*prompts, sampling.negative])  # each text once
+        own = [Occurrences({})] * len(encoded)
+        encoded = dict(zip(encoded, model.encode([*encoded], own, [tuple(shape[-2:])] * len(encoded)), strict=True))
+        conditions = [encoded[prompt] for prompt in prompts] + [encoded[sampling.negative]] * len(prompts)
+        sampler: Any = DPMSolverMultistepScheduler.from_config(self.pipe.scheduler.config)
+        sampler.set_timesteps(sampling.steps)
+        noise = [torch.randn(tuple(shape), generator=Generator().manual_seed(seed)) for seed in seeds]
+        noisy = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
+        for t in sampler.timesteps:
+            predicted = model.predict(torch.cat([noisy, noisy]), t.repeat(2 * len(seeds)), conditions)
+            wanted, unwanted = predicted.float().split(len(seeds))
+            noisy = sampler.step(unwanted + sampling.guidance * (wanted - unwanted), t, noisy, return_dict=False)[0]
+        return self.decode(noisy)
+
+    def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> PipelineModel:
+        model = PipelineModel(self, self._known, stack)
+        for module in (m for root in model.modules for m in root.modules()):
             stack.callback(setattr, module, "training", module.training)
             module.training = False
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(ordinary_weights(*roots))
-        for module in pipe.unet.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                stack.enter_context(lean(module, lambda conv, like: conv.get_parameter("weight").to(like)))
-        yield DiffusersModel(pipe, embeddings, stack)
+        return model
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        return self.pipe.unet.named_parameters(prefix="unet")
+
+    def patches(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(())
+
+    def facts(self) -> dict[str, str]:
+        return super().facts() | ({"textinv.sd_checkpoint_name": self._name} if self._name else {})

@@ -29,6 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ..errors import UserError
+
 CONFIGS = Path(__file__).parent / "configs"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
@@ -61,12 +63,12 @@ def load(
     Whether a single file predicts eps or v is `config`'s to say; without one it is found as in ComfyUI: an SD2 by the
     spread of one weight, an SDXL by the key `v_pred`, and `ztsnr` for a schedule that ends in pure noise.
 
-    Raises FileNotFoundError where there is nothing, and ValueError for what is no such model, or damaged.
+    Raises FileNotFoundError where there is nothing, and UserError for what is no such model, or damaged.
     """
     path = Path(path)
     if path.is_dir():
         if config is not None:
-            raise ValueError(f"{path} is a folder and has configurations of its own: leave out the config {config}.")
+            raise UserError(f"{path} is a folder and has configurations of its own: leave out the config {config}.")
         parts = _folder(path, dtype)
     elif path.is_file():
         parts = _single_file(path, config, dtype)
@@ -81,7 +83,7 @@ def load(
 
 def _check_channels(taken: int, given: int, name: str) -> None:
     if taken != given:
-        raise ValueError(
+        raise UserError(
             f"{name!r} cannot be trained on here: its UNet takes {taken} channels and its VAE gives {given}, as in "
             "inpainting models. Use the model it was made from."
         )
@@ -98,7 +100,7 @@ def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
             reason = f"there is no {error}"
         if isinstance(error, pickle.UnpicklingError):  # torch would advise to open it without protection
             reason = "it is damaged, or there is more in it than weights"
-        raise ValueError(f"{what} cannot be read: {reason}. {advice}") from error
+        raise UserError(f"{what} cannot be read: {reason}. {advice}") from error
 
 
 # Folders
@@ -108,10 +110,10 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The components in `folder`, each by the class we know, whatever its index asks to be loaded."""
     kind = _json(folder / "model_index.json").get("_class_name")
     if kind not in PIPELINES:
-        raise ValueError(f"{folder.name!r} holds a {kind}. Embeddings are trained here on {' or '.join(PIPELINES)}.")
+        raise UserError(f"{folder.name!r} holds a {kind}. Embeddings are trained here on {' or '.join(PIPELINES)}.")
     names = list(TEXT_ENCODERS)[: 1 + (kind == "StableDiffusionXLPipeline")]
     parts: dict[str, Any] = {}
-    for name, model, told in (
+    for name, model, options in (
         ("unet", UNet2DConditionModel, {"torch_dtype": dtype}),
         ("vae", AutoencoderKL, {"torch_dtype": torch.float32}),
         # With this, sizes that differ are told of as what is missing is, instead of in a table in the log.
@@ -121,7 +123,7 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         variant = "fp16" if files and all(".fp16." in file for file in files) else None
         with _reading(f"The {name} in {folder.name!r}"):
             loaded: Any = model.from_pretrained(
-                folder / name, variant=variant, local_files_only=True, output_loading_info=True, **told
+                folder / name, variant=variant, local_files_only=True, output_loading_info=True, **options
             )
         parts[name], loading = loaded
         _check_filled(loading, f"{name} in {folder.name!r}")
@@ -132,13 +134,13 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _check_filled(loading: Mapping[str, Any], what: str) -> None:
-    """Raise ValueError where a library had no weights from the file for some of a model: it leaves random ones."""
+    """Raise UserError where a library had no weights from the file for some of a model: it leaves random ones."""
     missing = sorted(loading["missing_keys"])
     mismatched = sorted(name for name, *_ in loading["mismatched_keys"])
     if missing or mismatched:
         count = len(missing) + len(mismatched)
         is_wrong = f"{missing[0]} is not there" if missing else f"{mismatched[0]} has another shape"
-        raise ValueError(
+        raise UserError(
             f"The {what} is not what its configuration says: {is_wrong}{f', and {count - 1} more' * (count > 1)}. "
             "Check that the folder is whole, and diffusers and transformers not older than those that saved it."
         )
@@ -146,43 +148,43 @@ def _check_filled(loading: Mapping[str, Any], what: str) -> None:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{str(file.parent)!r} has no {file.name}. A model folder is laid out as diffusers saves one."
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read as JSON: {error}. Is it whole?") from None
-    if not isinstance(told, dict):
-        raise ValueError(f"{str(file)!r} holds a {type(told).__name__}, not a configuration. Is it the right file?")
-    return told
+        raise UserError(f"{str(file)!r} cannot be read as JSON: {error}. Is it whole?") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{str(file)!r} holds a {type(config).__name__}, not a configuration. Is it the right file?")
+    return config
 
 
 def _scheduler(folder: Path, **changed: Any) -> Any:
     """DPM-Solver++ (Lu et al. 2022), order 2, with the noise schedule and prediction type `folder` tells of."""
-    told = {**_json(folder / "scheduler" / "scheduler_config.json"), **changed}
+    config = {**_json(folder / "scheduler" / "scheduler_config.json"), **changed}
     kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     kept += ("timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
     with _reading(f"The scheduler in {folder.name!r}"):
-        return DPMSolverMultistepScheduler.from_config({key: told[key] for key in kept if key in told})
+        return DPMSolverMultistepScheduler.from_config({key: config[key] for key in kept if key in config})
 
 
 def _tokenizers(folder: Path, text_encoders: list[str]) -> dict[str, Any]:
     """Those in `folder`, else CLIP's own."""
-    found = {}
+    tokenizers = {}
     for text_encoder in text_encoders:
         name = text_encoder.replace("text_encoder", "tokenizer")
         # CLIP of OpenAI pads with the end token; OpenCLIP with 0, which is "!".
         is_openai = _json(folder / text_encoder / "config.json").get("hidden_act") == "quick_gelu"
-        found[name] = clip_tokenizer("<|endoftext|>" if is_openai else "!")
+        tokenizers[name] = clip_tokenizer("<|endoftext|>" if is_openai else "!")
         if (folder / name).is_dir():
             with _reading(f"The {name} in {folder.name!r}"):
                 own: Any = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
             # Where "!" pads, published folders have the tokenizer treat every "!" in a text as padding. So their own
             # is only taken where it knows other words.
-            if own.get_vocab() != found[name].get_vocab():
-                found[name] = own
-    return found
+            if own.get_vocab() != tokenizers[name].get_vocab():
+                tokenizers[name] = own
+    return tokenizers
 
 
 def byte_letters() -> list[str]:
@@ -228,13 +230,13 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
             for name in names
         }
     with _reading(f"The unet of {path.name!r}", advice):
-        found = {"unet": convert_ldm_unet_checkpoint(weights, unet.config)}
+        converted = {"unet": convert_ldm_unet_checkpoint(weights, unet.config)}
     with _reading(f"The vae of {path.name!r}", advice):
-        found["vae"] = convert_ldm_vae_checkpoint(weights, vae.config)
+        converted["vae"] = convert_ldm_vae_checkpoint(weights, vae.config)
     for name, model in texts.items():
         is_open_clip = family == "sd2" or name == "text_encoder_2"
         with _reading(f"The {name} of {path.name!r}", advice):
-            found[name] = (
+            converted[name] = (
                 convert_open_clip_checkpoint(model, weights, FAMILIES[family])
                 if is_open_clip
                 else convert_ldm_clip_checkpoint(weights)
@@ -244,7 +246,7 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
         getattr(model, "text_model", model).embeddings.register_buffer("position_ids", positions, persistent=False)
     parts = {"unet": unet, "vae": vae, **texts}
     for name, model in parts.items():
-        _fill(model, found[name], torch.float32 if name == "vae" else dtype, f"{name} of {path.name!r}", advice)
+        _fill(model, converted[name], torch.float32 if name == "vae" else dtype, f"{name} of {path.name!r}", advice)
     changed = _prediction(weights, family) if config is None else {}
     return {**parts, **_tokenizers(folder, names), "scheduler": _scheduler(folder, **changed)}
 
@@ -272,15 +274,15 @@ def _check_file_channels(weights: Mapping[str, Tensor], file: str) -> None:
 
 def _family(weights: Mapping[str, Tensor], file: str) -> str:
     has_unet = any(key.startswith(UNET) for key in weights)
-    found = [name for name, prefix in FAMILIES.items() if any(key.startswith(prefix) for key in weights)]
-    if not (has_unet and found):
-        raise ValueError(
+    families = [name for name, prefix in FAMILIES.items() if any(key.startswith(prefix) for key in weights)]
+    if not (has_unet and families):
+        raise UserError(
             f"{file!r} is no checkpoint of SD1.x, SD2.x or SDXL: it lacks the UNet or the text encoders they have. "
             "Give a file with the whole model, or a folder as diffusers saves one."
         )
     if any(key.startswith("edm_") for key in weights):
-        raise ValueError(f"{file!r} is an EDM model, whose noise diffusers cannot describe. Train on it in ComfyUI.")
-    return found[0]
+        raise UserError(f"{file!r} is an EDM model, whose noise diffusers cannot describe. Train on it in ComfyUI.")
+    return families[0]
 
 
 def _prediction(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
@@ -294,16 +296,16 @@ def _prediction(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
     return {}
 
 
-def _fill(model: torch.nn.Module, found: Mapping[str, Tensor], dtype: torch.dtype, what: str, advice: str) -> None:
-    """Put `found`, named as in diffusers, into the empty `model`. Raises ValueError where it does not fit."""
+def _fill(model: torch.nn.Module, converted: Mapping[str, Tensor], dtype: torch.dtype, what: str, advice: str) -> None:
+    """Put `converted`, named as in diffusers, into the empty `model`. Raises UserError where it does not fit."""
     # Some versions of transformers, and some checkpoints, leave this part of the name out.
-    found = {name.removeprefix("text_model."): weight for name, weight in found.items()}
+    converted = {name.removeprefix("text_model."): weight for name, weight in converted.items()}
     filled = {}
     for name, empty in model.state_dict().items():
-        weight = found.get(name.removeprefix("text_model."))
+        weight = converted.get(name.removeprefix("text_model."))
         if weight is None or weight.shape != empty.shape:
             is_there = "is not there" if weight is None else f"has shape {list(weight.shape)}"
-            raise ValueError(
+            raise UserError(
                 f"The {what} is not what its configuration says: {name} {is_there}, it should have "
                 f"{list(empty.shape)}. {advice}"
             )

@@ -7,6 +7,9 @@ in_training: bool = False
 NUM_STREAMS: int = 0
 
 
+class InterruptProcessingException(BaseException): ...
+
+
 def load_models_gpu(models: Sequence[Any], memory_required: float = 0) -> None: ...
 
 

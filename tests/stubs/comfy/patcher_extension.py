@@ -3,4 +3,8 @@
 from typing import Any
 
 
-def copy_nested_dicts(input_dict: dict[Any, Any]) -> dict[Any, Any]: ...
+def merge_nested_dicts(dict1: dict[Any, Any], dict2: dict[Any, Any]) -> dict[Any, Any]: ...
+
+
+class WrappersMP:
+    DIFFUSION_MODEL: str = "diffusion_model"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import UserError
+
 
 def _ordinary(tensor: Tensor) -> Tensor:
     """An ordinary frozen tensor over the memory of `tensor`, which may be an inference tensor."""
@@ -23,7 +25,7 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
 
     Autograd refuses tensors that were made in inference mode, and computes gradients nobody wants for those that
     require them. Both kinds are replaced by tensors over the same memory; the originals go back in any case.
-    Must be entered outside inference mode. Raises ValueError for quantised weights.
+    Must be entered outside inference mode. Raises UserError for quantised weights.
     """
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     aliases: dict[int, Tensor] = {}  # tied weights stay tied
@@ -35,7 +37,7 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
                     if tensor is None or not (tensor.is_inference() or tensor.requires_grad):
                         continue
                     if type(tensor) not in (Tensor, nn.Parameter):
-                        raise ValueError(
+                        raise UserError(
                             f"Embeddings cannot be trained on this model yet: its weights are quantised "
                             f"({type(tensor).__name__}). Load a version of it with fp16, bf16 or fp32 weights."
                         )
@@ -51,12 +53,12 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
 def replaced_method(module: nn.Module, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
     """For the length of the block, `module.<name>` is `wrap` of what it was."""
     own = vars(module).get(name)
-    setattr(module, name, wrap(getattr(module, name)))
     try:
+        setattr(module, name, wrap(getattr(module, name)))
         yield
     finally:
         if own is None:
-            delattr(module, name)
+            vars(module).pop(name, None)  # an interrupt may have come before it was set
         else:
             setattr(module, name, own)
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from textinv_core.hosts.weights import (
+from textinv_core.errors import UserError
+from textinv_core.hosts.autograd import (
     checkpointing,
     lean,
     ordinary_weights,
@@ -171,7 +172,7 @@ def test_quantised_weights_are_refused_and_nothing_is_left_changed(inference_net
         quantised = torch.Tensor._make_subclass(QuantisedTensor, torch.zeros(6, 6))
         inference_net.second._parameters["weight"] = quantised
     before = slots(inference_net)
-    with pytest.raises(ValueError, match=r"quantised.*QuantisedTensor"), ordinary_weights(inference_net):
+    with pytest.raises(UserError, match=r"quantised.*QuantisedTensor"), ordinary_weights(inference_net):
         pytest.fail("entered")
     assert all(slots(inference_net)[slot] is tensor for slot, tensor in before.items())
 
@@ -193,6 +194,19 @@ def test_replaced_method():
     with replaced_method(net, "forward", lambda forward: lambda x: forward(x) + 1):
         assert net(1) == 2
     assert vars(net)["forward"] is own
+
+
+def test_an_interrupt_on_the_way_in_leaves_the_method():
+    class Interrupting(nn.Linear):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "forward":
+                raise KeyboardInterrupt
+
+    net = Interrupting(2, 2)
+    with pytest.raises(KeyboardInterrupt), replaced_method(net, "forward", lambda forward: lambda x: -forward(x)):
+        pass
+    assert "forward" not in vars(net)
 
 
 # tolerating_inplace

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..errors import UserError
 from ..prompts import EMBEDDING, pieces, read_name
 
 # A piece of text with fewer tokens than this goes into the next window as a whole; ComfyUI calls it a word.
@@ -27,25 +28,25 @@ def tokens(
     """The tokens of `prompt`, piece by piece; vectors where it says `embedding:<name>`.
 
     tokenize: text -> ids, without start and end. find: name -> vectors [n, dim], or None for an embedding that is to
-    be left out. Raises ValueError for an `embedding:` without a name.
+    be left out. Raises UserError for an `embedding:` without a name.
     """
-    found = []
+    groups = []
     for piece, weight in pieces(prompt):
         text = piece
         if piece.startswith(EMBEDDING):
             text = piece[len(EMBEDDING) :]
             if not text.strip():
-                raise ValueError(
+                raise UserError(
                     f"The prompt {prompt!r} has an {EMBEDDING!r} without a name. Write the embedding's name behind it, "
                     "or take it out."
                 )
             name, text = read_name(text)
             vectors = find(name)
             if vectors is not None:
-                found.append([Token(vector, weight) for vector in vectors])
+                groups.append([Token(vector, weight) for vector in vectors])
         if text:
-            found.append([Token(token, weight) for token in tokenize(text)])
-    return found
+            groups.append([Token(token, weight) for token in tokenize(text)])
+    return groups
 
 
 def windows(groups: list[list[Token]], size: int, start: int, end: int, pad: int) -> list[list[Token]]:

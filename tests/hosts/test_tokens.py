@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from textinv_core.hosts.windows import Token, tokens, windows
+from textinv_core.errors import UserError
+from textinv_core.hosts.tokens import Token, tokens, windows
 
 START, END, PAD = 1, 2, 0
 VECTORS = torch.arange(3)[:, None].repeat(1, 2).float()
@@ -48,7 +49,7 @@ def test_tokens(prompt, expected):
 
 @pytest.mark.parametrize("prompt", ["embedding:", "5 embedding: ", "(embedding:)"])
 def test_no_name(prompt):
-    with pytest.raises(ValueError, match="without a name"):
+    with pytest.raises(UserError, match="without a name"):
         read(prompt)
 
 
