@@ -3,10 +3,12 @@
 import asyncio
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +49,15 @@ def node_classes(pack) -> dict[str, type]:
         return await extension.get_node_list()
 
     return {node.define_schema().node_id: node for node in asyncio.run(node_list())}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As each of several processes has, and recordings had: sums come out the same to the bit only then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What each process of test_parallel.py does: `python sharing.py <what> <folder>`, alone or with others."""
 
-import importlib.util
 import sys
 import time
 import traceback
@@ -8,22 +7,16 @@ from pathlib import Path
 
 import torch
 
+from tests.fakes import FakeModel, fake_embedding, fake_example, run_training, train
 from textinv_core.shuffle import ShuffleConfig
-from textinv_core.training.loop import train
 from textinv_core.training.parallel import Processes, end, join
-from textinv_core.training.run import run_training
 from textinv_core.training.settings import TrainSettings
-
-spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("conftest.py"))
-assert spec is not None and spec.loader is not None
-fakes = importlib.util.module_from_spec(spec)
-sys.modules["fakes"] = fakes
-spec.loader.exec_module(fakes)
+from textinv_core.training.training import TrainingError
 
 LINES = ("a [name] of [name]", "[filewords] and [name]", "[filewords]")
 
 
-class ConvModel(fakes.FakeModel):
+class ConvModel(FakeModel):
     """The text encoders of the fake model, and a convolutional network that its output is added in."""
 
     def __post_init__(self):
@@ -63,15 +56,9 @@ def run_short(prediction):
 
 def examples(sizes):
     """Pictures of several sizes, the last with a mask and a caption that names the embedding."""
-    colour = torch.tensor([1.0, -0.5, 0.3])[:, None, None]
-    made = [fakes.Example(colour + 0.2 * fakes.fixed(10 + i, 3, *s).float(), f"n{i}") for i, s in enumerate(sizes)]
-    mask = torch.linspace(0, 2, sizes[-1][0] * sizes[-1][1]).reshape(sizes[-1])
-    return [*made[:-1], fakes.Example(made[-1].latent, "embedding:cat", mask)]
-
-
-def embedding():
-    rows = {key: 0.3 * fakes.fixed(4, n, fakes.WIDTHS[key]).float() for key, n in (("clip_l", 4), ("clip_g", 3))}
-    return fakes.Embedding("cat", rows, 0)
+    *others, last = enumerate(sizes)
+    mask = torch.linspace(0, 2, last[1][0] * last[1][1]).reshape(last[1])
+    return [*(fake_example(i, size) for i, size in others), fake_example(*last, "embedding:cat", mask)]
 
 
 def settings(lines=LINES, **more):
@@ -82,11 +69,11 @@ def trainings(processes):
     """Name -> model, settings and shuffle of a training."""
     clipped = settings(gradient_clipping="norm", clip_at=0.05)
     occurrence = ShuffleConfig("all", "occurrence")
-    half = fakes.FakeModel(torch.float16, in_batch(6, processes, overflow))
-    nan = fakes.FakeModel(change=in_batch(11, processes, lambda prediction: prediction * float("nan")))
-    short = fakes.FakeModel(change=in_batch(5, processes, run_short))
+    half = FakeModel(torch.float16, in_batch(6, processes, overflow))
+    nan = FakeModel(change=in_batch(11, processes, lambda prediction: prediction * float("nan")))
+    short = FakeModel(change=in_batch(5, processes, run_short))
     return {
-        "fake": (fakes.FakeModel(), clipped, occurrence),
+        "fake": (FakeModel(), clipped, occurrence),
         "conv": (ConvModel(), clipped, ShuffleConfig("all")),
         "half": (half, settings(LINES[:2]), None),
         "nan": (nan, settings(), None),
@@ -97,13 +84,13 @@ def trainings(processes):
 def run_all(processes: Processes, folder: Path):
     """Leave what was seen of each training in `<training>-<rank>.pt`."""
     sizes = [(4, 6)] * 4 + [(6, 4)] * 3 + [(8, 8)] * 2
-    for name, (model, told, shuffle) in trainings(processes).items():
+    for name, (model, how, shuffle) in trainings(processes).items():
         losses, vectors, error = [], [], ""
         try:
-            for progress in train(model, examples(sizes), embedding(), told, shuffle, processes):
+            for progress in train(model, examples(sizes), fake_embedding(4, 3), how, shuffle, processes):
                 losses.append(progress.loss)
-                vectors.append(dict(progress.embedding().vectors))
-        except RuntimeError as stopped:
+                vectors.append(dict(progress.learnt.vectors))
+        except TrainingError as stopped:
             error = str(stopped)
         seen = {"losses": losses, "vectors": vectors, "error": error, "calls": len(model.calls)}
         seen["checkpointed"] = model.checkpointed
@@ -119,7 +106,7 @@ def run_and_fail(processes: Processes, folder: Path, wait: bool):
         if progress.step == 2 and wait:
             time.sleep(120)
 
-    arguments = fakes.FakeModel(), examples([(4, 6)] * 3), embedding(), settings(), folder
+    arguments = FakeModel(), examples([(4, 6)] * 3), fake_embedding(4, 3), settings(), folder
     run_training(*arguments, on_step=on_step, processes=processes)
 
 

@@ -1,14 +1,12 @@
-"""Trainings of the fake model and of small pipelines, recorded before the training was built anew; see `tests/bits.py`."""
+"""Trainings of the fake model, recorded before the training was built anew; see `tests/bits.py`."""
 
 import pytest
 import torch
 
 from tests.bits import differences
-from tests.training.conftest import WIDTHS, FakeModel, fixed
-from textinv_core.dataset import Example
-from textinv_core.embedding import Embedding
+from tests.fakes import FakeModel, fake_embedding, fake_example, train
 from textinv_core.shuffle import ShuffleConfig
-from textinv_core.training.loop import train
+from textinv_core.training.examples import Example
 from textinv_core.training.settings import TrainSettings
 
 LINES = ("a embedding:cat of [name]", "[name]", "look at [name] there", "[filewords] and [name]", "[name], [filewords]")
@@ -16,20 +14,9 @@ LINES = ("a embedding:cat of [name]", "[name]", "look at [name] there", "[filewo
 
 def examples() -> list[Example]:
     """Pictures of two sizes, some of them with masks."""
-    colour = torch.tensor([1.0, -0.5, 0.3])[:, None, None]
     sizes = [(4, 6)] * 4 + [(6, 4)] * 3
     mask = torch.linspace(0, 2, 24)
-    return [
-        Example(
-            colour + 0.2 * fixed(10 + i, 3, *size).float(), f"picture-{i}", mask.reshape(size) if i % 3 == 0 else None
-        )
-        for i, size in enumerate(sizes)
-    ]
-
-
-def embedding() -> Embedding:
-    rows = {key: 0.3 * fixed(4, n, WIDTHS[key]).float() for key, n in (("clip_l", 4), ("clip_g", 3))}
-    return Embedding("cat", rows, 2)
+    return [fake_example(i, s, weights=mask.reshape(s) if i % 3 == 0 else None) for i, s in enumerate(sizes)]
 
 
 def spoilt(prediction, call):
@@ -65,20 +52,12 @@ TRAININGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums are rounded otherwise with another number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_gives_the_recorded_bits(name):
-    model, told, shuffle = TRAININGS[name]
-    settings = TrainSettings(LINES, **{"steps": 10, "gradient_accumulation": 1, **told})
-    steps = list(train(model, examples(), embedding(), settings, shuffle))
-    found = {"losses": torch.tensor([step.loss for step in steps], dtype=torch.float64)}
-    found |= {f"{key} {n}": rows for n in (0, -1) for key, rows in steps[n].embedding().vectors.items()}
-    assert differences(f"fake-{name}", found) == []
+    model, changes, shuffle = TRAININGS[name]
+    settings = TrainSettings(LINES, **{"steps": 10, "gradient_accumulation": 1, **changes})
+    steps = list(train(model, examples(), fake_embedding(4, 3, step=2), settings, shuffle))
+    bits = {"losses": torch.tensor([step.loss for step in steps], dtype=torch.float64)}
+    bits |= {f"{key} {n}": rows for n in (0, -1) for key, rows in steps[n].learnt.vectors.items()}
+    assert differences(f"fake-{name}", bits) == []

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from textinv_core.errors import UserError
 from textinv_core.training import jobs as module
 from textinv_core.training.jobs import Job, Outcome, run_jobs
-from textinv_core.training.loop import TrainingError
+from textinv_core.training.training import TrainingError
 
 ROOT = Path(__file__).parents[2]
 SIX = [Job(f"cat-{n}", {"seed": n, "learning_rate": "0.005:100, 1e-3"}) for n in range(6)]
@@ -81,7 +82,7 @@ def test_settings_that_stopped_half_way_leave_nothing_that_counts_as_done(tmp_pa
     assert runner.ran == ["cat"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, ValueError])
 def test_a_re_run_goes_on_where_it_stopped(tmp_path, error):
     first, second = Runner(**{"cat-2": error()}), Runner()
     with pytest.raises(error):
@@ -92,15 +93,23 @@ def test_a_re_run_goes_on_where_it_stopped(tmp_path, error):
 
 
 @pytest.mark.parametrize(
-    "error", [TrainingError, ValueError, FileNotFoundError, torch.OutOfMemoryError], ids=lambda error: error.__name__
+    "error",
+    [
+        TrainingError("lost"),
+        UserError("lost"),
+        FileNotFoundError("lost"),
+        torch.OutOfMemoryError("lost"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+    ids=repr,
 )
 def test_a_job_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path, error):
-    runner = Runner(dog=error("The dog ran away."))
+    runner = Runner(dog=error)
     outcomes = run_jobs(jobs("cat", "dog", "fox"), tmp_path, runner)
-    assert outcomes == [Outcome("cat", "done"), Outcome("dog", "failed", "The dog ran away."), Outcome("fox", "done")]
+    assert outcomes == [Outcome("cat", "done"), Outcome("dog", "failed", str(error)), Outcome("fox", "done")]
     assert runner.ran == ["cat", "dog", "fox"]
     record = json.loads((tmp_path / "dog" / "job.json").read_text())
-    assert (record["state"], record["message"]) == ("failed", "The dog ran away.")
+    assert (record["state"], record["message"]) == ("failed", str(error))
     # What was wrong may have been put right since.
     runner = Runner()
     assert states(run_jobs(jobs("cat", "dog", "fox"), tmp_path, runner)) == {
@@ -121,9 +130,9 @@ def test_a_record_that_says_nothing_is_no_record(tmp_path, record):
 def test_the_log_tells_what_is_run_and_what_failed(tmp_path, caplog):
     caplog.set_level("INFO", "textinv")
     run_jobs(jobs("cat"), tmp_path, Runner())
-    run_jobs(jobs("cat", "owl"), tmp_path, Runner(owl=ValueError("No owls.")))
-    told = ["textinv: job cat", "textinv: job owl", "textinv: job owl failed: No owls."]
-    assert caplog.messages == told
+    run_jobs(jobs("cat", "owl"), tmp_path, Runner(owl=UserError("No owls.")))
+    messages = ["textinv: job cat", "textinv: job owl", "textinv: job owl failed: No owls."]
+    assert caplog.messages == messages
 
 
 # Jobs that cannot be
@@ -131,14 +140,14 @@ def test_the_log_tells_what_is_run_and_what_failed(tmp_path, caplog):
 
 def test_two_jobs_of_one_name_are_an_error(tmp_path):
     runner = Runner()
-    with pytest.raises(ValueError, match="Several jobs are called 'cat'"):
+    with pytest.raises(UserError, match="Several jobs are called 'cat'"):
         run_jobs(jobs("Cat", "dog", "cat"), tmp_path, runner)
     assert not runner.ran and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["", "../cat", "a/b", "/cat", "nul", "a b"])
 def test_names_that_are_no_folders_are_refused(name):
-    with pytest.raises(ValueError, match="cannot be called"):
+    with pytest.raises(UserError, match="cannot be called"):
         Job(name, {})
 
 
@@ -157,7 +166,7 @@ def test_what_another_process_did_meanwhile_is_not_done_again(tmp_path):
     def run(job, folder):
         ran.append(job.name)
         if job.name == "cat":
-            run_jobs(jobs("dog", "fox"), tmp_path, Runner(fox=ValueError("No foxes.")))
+            run_jobs(jobs("dog", "fox"), tmp_path, Runner(fox=UserError("No foxes.")))
 
     outcomes = run_jobs(jobs("cat", "dog", "fox"), tmp_path, run)
     assert outcomes == [Outcome("cat", "done"), Outcome("dog", "there"), Outcome("fox", "failed", "No foxes.")]
@@ -165,13 +174,13 @@ def test_what_another_process_did_meanwhile_is_not_done_again(tmp_path):
 
 
 def test_a_failure_is_tried_once_more_by_all_together(tmp_path):
-    run_jobs(jobs("cat", "dog"), tmp_path, Runner(dog=ValueError("first")))
+    run_jobs(jobs("cat", "dog"), tmp_path, Runner(dog=UserError("first")))
     ran = []
 
     def run(job, folder):
         ran.append(job.name)
         if job.name == "fox":
-            run_jobs(jobs("dog"), tmp_path, Runner(dog=ValueError("second")))
+            run_jobs(jobs("dog"), tmp_path, Runner(dog=UserError("second")))
 
     outcomes = run_jobs(jobs("fox", "dog"), tmp_path, run)
     assert outcomes == [Outcome("fox", "done"), Outcome("dog", "failed", "second")]
@@ -240,11 +249,11 @@ def wait_until(true):
 
 def test_two_processes_share_jobs_and_run_each_once(tmp_path):
     processes = [start(tmp_path, name, "together") for name in ("a", "b")]
-    told = {name: json.loads(p.communicate(timeout=100)[0]) for name, p in zip("ab", processes, strict=True)}
+    outcomes_of = {name: json.loads(p.communicate(timeout=100)[0]) for name, p in zip("ab", processes, strict=True)}
     by = ran(tmp_path)
     assert len(by) == 6 and all(len(names) == 1 for names in by.values())
     assert {name for [name] in by.values()} == {"a", "b"}
-    for name, outcomes in told.items():
+    for name, outcomes in outcomes_of.items():
         assert outcomes == {job: "done" if by[job] == [name] else "there" for job in by}
 
 

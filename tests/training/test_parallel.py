@@ -3,7 +3,6 @@
 The processes are real; what each does is in sharing.py.
 """
 
-import os
 import re
 import socket
 import subprocess
@@ -16,19 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fakes import FakeModel, fake_embedding, fake_examples, train
+from tests.processes import LAUNCHER, environment
 from textinv_core import load_embedding
-from textinv_core.training.loop import train
+from textinv_core.errors import UserError
 from textinv_core.training.parallel import ALONE, Processes, join, shared, take_gpu
 from textinv_core.training.settings import TrainSettings
 
-ROOT = Path(__file__).parents[2]
 SHARING = str(Path(__file__).with_name("sharing.py"))
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-def environment(**more):
-    own = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    return {**own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
 def sharing(count, *arguments):
@@ -41,18 +35,18 @@ def sharing(count, *arguments):
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """(number of processes, name of a training, rank) -> what that process saw of it."""
-    found = {}
+    results = {}
     for count in (1, 2, 4):
         folder = tmp_path_factory.mktemp(f"by-{count}")
         done = sharing(count, "all", folder)
         assert done.returncode == 0, done.stderr
         for path in folder.glob("*.pt"):
             name, rank = path.stem.split("-")
-            found[count, name, int(rank)] = torch.load(path, weights_only=True)
-    return found
+            results[count, name, int(rank)] = torch.load(path, weights_only=True)
+    return results
 
 
-def same(a, b):
+def same_run(a, b):
     """Whether two processes had the same losses and vectors at every step, to the last bit."""
     assert len(a["vectors"]) == len(b["vectors"])
     return a["losses"] == b["losses"] and all(
@@ -67,7 +61,7 @@ def same(a, b):
 def test_every_process_has_the_bits_of_one_alone(seen, name, steps, count):
     alone = seen[1, name, 0]
     assert len(alone["losses"]) == steps
-    assert all(same(seen[count, name, rank], alone) for rank in range(count))
+    assert all(same_run(seen[count, name, rank], alone) for rank in range(count))
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -178,37 +172,37 @@ def test_a_step_is_parted_into_batches_that_can_be_shared(count, given, gives):
     ],
 )
 def test_pictures_that_cannot_be_shared_evenly_are_an_error_that_says_what_to_set(count, given, advice):
-    with pytest.raises(ValueError, match=re.escape(advice)):
+    with pytest.raises(UserError, match=re.escape(advice)):
         shared(batches(*given), count)
 
 
 @given(st.integers(2, 16), st.integers(1, 24), st.integers(1, 24))
 def test_every_process_gets_the_same_share_of_the_same_pictures(count, size, number):
     try:
-        found = shared(batches(size, number), count)
+        settings = shared(batches(size, number), count)
     except ValueError:
         assert size * number % count > 0
         return
-    assert found.gradient_accumulation % count == 0
-    assert found.batch_size * found.gradient_accumulation == size * number
-    assert found.batch_size <= size
+    assert settings.gradient_accumulation % count == 0
+    assert settings.batch_size * settings.gradient_accumulation == size * number
+    assert settings.batch_size <= size
 
 
-def test_batches_are_checked_before_the_first_step(make_model, make_embedding, make_examples):
-    model = make_model()
+def test_batches_are_checked_before_the_first_step():
+    model = FakeModel()
     with pytest.raises(ValueError, match="2 processes cannot share 3 batches a step evenly"):
-        next(train(model, make_examples(), make_embedding(), batches(1, 3), processes=Processes(1, 2)))
+        next(train(model, fake_examples(), fake_embedding(), batches(1, 3), processes=Processes(1, 2)))
     assert not model.calls
 
 
 # Alone
 
 
-@pytest.mark.parametrize("found", [{}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}])
-def test_a_process_without_others_is_alone(monkeypatch, found):
+@pytest.mark.parametrize("variables", [{}, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}])
+def test_a_process_without_others_is_alone(monkeypatch, variables):
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
-    for name, value in found.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert join() == ALONE
     assert not torch.distributed.is_initialized()

@@ -1,28 +1,35 @@
 """The folder of a run, whatever ends it."""
 
-import json
+import io
 import logging
 import math
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from tests.fakes import (
+    FakeModel,
+    Interrupted,
+    fake_embedding,
+    fake_examples,
+    numbered_embedding,
+    run_training,
+    same,
+    train,
+)
 from textinv_core import load_embedding
 from textinv_core.shuffle import ShuffleConfig
-from textinv_core.training import run as run_module
-from textinv_core.training.loop import TrainingError, train
-from textinv_core.training.run import _duration, new_run_folder, run_training
+from textinv_core.training import folder as folder_module
+from textinv_core.training.folder import RunFolder
+from textinv_core.training.learnable import LearnableEmbedding
+from textinv_core.training.run import Ended, Saved, duration, run
 from textinv_core.training.settings import TrainSettings
+from textinv_core.training.training import Step, Training, TrainingError
 
 CSV = "textual_inversion_loss.csv"
-
-
-class Interrupted(BaseException):
-    """As the host's interrupt, no Exception."""
 
 
 def settings(steps=6, **more):
@@ -45,10 +52,6 @@ def stored(folder, step):
     return load_embedding(folder / "embeddings" / f"cat-{step}.safetensors")
 
 
-def same(a, b):
-    return a.vectors.keys() == b.vectors.keys() and all(torch.equal(a.vectors[k], b.vectors[k]) for k in a.vectors)
-
-
 def stop_after(step, error=Interrupted):
     def on_step(progress):
         if progress.step == step:
@@ -62,53 +65,28 @@ def spoilt_from(call):
 
 
 @pytest.fixture
-def expected(make_model, make_examples, make_embedding):
+def expected():
     """Step -> (loss, embedding) of the same training without a folder."""
-    run = train(make_model(), make_examples(), make_embedding(), settings(20))
-    return {progress.step: (progress.loss, progress.embedding()) for progress in run}
+    run = train(FakeModel(), fake_examples(), fake_embedding(), settings(20))
+    return {progress.step: (progress.loss, progress.learnt) for progress in run}
 
 
 # A training that ends well
 
 
-def test_a_run_leaves_its_settings_losses_and_embedding(tmp_path, make_model, make_examples, make_embedding, expected):
-    trained = run_training(make_model(), make_examples(), make_embedding(), settings(6), tmp_path)
-    assert files(tmp_path) == ["embeddings/cat-6.safetensors", "settings.json", CSV]
-    assert trained.folder == tmp_path
+def test_a_run_leaves_its_settings_losses_and_embedding(tmp_path, expected):
+    trained = run_training(FakeModel(), fake_examples(), fake_embedding(), settings(6), tmp_path)
+    assert files(tmp_path) == ["embeddings/cat-6.safetensors", CSV]
+    assert trained.path == tmp_path / "embeddings" / "cat-6.safetensors"
     assert trained.losses == [expected[step][0] for step in range(1, 7)]
-    assert trained.embedding.step == 6 and same(trained.embedding, expected[6][1])
-    assert stored(tmp_path, 6).step == 6 and same(stored(tmp_path, 6), trained.embedding)
+    assert trained.learnt.step == 6 and same(trained.learnt, expected[6][1])
+    assert stored(tmp_path, 6).step == 6 and same(stored(tmp_path, 6), trained.learnt)
 
 
-def test_the_settings_are_all_there(tmp_path, make_model, make_examples, make_embedding):
-    told = settings(2, learning_rate="0.01:5, 0.001", gradient_clipping="norm", seed=2**53)
-    shuffle = ShuffleConfig("on", "batch", progressive_words=True)
-    run_training(make_model(), make_examples(4), make_embedding(3, 2), told, tmp_path, shuffle)
-    assert json.loads((tmp_path / "settings.json").read_text()) == {
-        "template": ["[name], [filewords]"],
-        "steps": 2,
-        "learning_rate": "0.01:5, 0.001",
-        "batch_size": 1,
-        "gradient_accumulation": 1,
-        "seed": 2**53,
-        "gradient_clipping": "norm",
-        "clip_at": 0.1,
-        "min_timestep": 0,
-        "max_timestep": 1000,
-        "loss_weighting": "none",
-        "gradient_checkpointing": "auto",
-        "save_every": 0,
-        "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
-        "embedding": "cat",
-        "pictures": 4,
-        "vectors": {"clip_l": [3, 4], "clip_g": [2, 6]},
-    }
-
-
-def test_a_shuffle_is_passed_on(tmp_path, make_model, make_examples, numbered_embedding):
-    model = make_model()
+def test_a_shuffle_is_passed_on(tmp_path):
+    model = FakeModel()
     told = settings(4, learning_rate="0")
-    run_training(model, make_examples(), numbered_embedding(4, 4), told, tmp_path, ShuffleConfig("all"))
+    run_training(model, fake_examples(), numbered_embedding(4, 4), told, tmp_path, ShuffleConfig("all"))
     orders = {tuple(asked.rows[:, 0].tolist()) for asked in model.asked}
     assert len(orders) > 1
 
@@ -121,35 +99,33 @@ def test_a_shuffle_is_passed_on(tmp_path, make_model, make_examples, numbered_em
         (5, 1, 2, "00011222", "01201012"),  # 5 batches an epoch, 2 a step
     ],
 )
-def test_rows_of_the_losses(
-    tmp_path, make_model, make_examples, make_embedding, pictures, batch_size, accumulation, epochs, epoch_steps
-):
+def test_rows_of_the_losses(tmp_path, pictures, batch_size, accumulation, epochs, epoch_steps):
     told = settings(8, batch_size=batch_size, gradient_accumulation=accumulation, learning_rate="0.01:4, 0.00025")
-    trained = run_training(make_model(), make_examples(pictures), make_embedding(), told, tmp_path)
+    trained = run_training(FakeModel(), fake_examples(pictures), fake_embedding(), told, tmp_path)
     written = rows(tmp_path)
     assert [row[:3] for row in written] == [[*each] for each in zip("12345678", epochs, epoch_steps, strict=True)]
     assert [row[3] for row in written] == [f"{loss:.7f}" for loss in trained.losses]
     assert [row[4] for row in written] == ["0.01"] * 4 + ["0.00025"] * 4
 
 
-def test_steps_are_counted_on(tmp_path, make_model, make_examples, make_embedding):
-    trained = run_training(make_model(), make_examples(), make_embedding(step=7), settings(10), tmp_path)
+def test_steps_are_counted_on(tmp_path):
+    trained = run_training(FakeModel(), fake_examples(), fake_embedding(step=7), settings(10), tmp_path)
     assert [row[0] for row in rows(tmp_path)] == ["8", "9", "10"]
     assert len(trained.losses) == 3
     assert files(tmp_path)[0] == "embeddings/cat-10.safetensors"
 
 
 @pytest.mark.parametrize(("every", "saved"), [(2, [2, 4, 6, 7]), (7, [7]), (5, [5, 7]), (0, [7]), (99, [7])])
-def test_copies_on_the_way(tmp_path, make_model, make_examples, make_embedding, expected, every, saved):
-    run_training(make_model(), make_examples(), make_embedding(), settings(7, save_every=every), tmp_path)
+def test_copies_on_the_way(tmp_path, expected, every, saved):
+    run_training(FakeModel(), fake_examples(), fake_embedding(), settings(7, save_every=every), tmp_path)
     assert files(tmp_path / "embeddings") == [f"cat-{step}.safetensors" for step in saved]
     for step in saved:
         assert stored(tmp_path, step).step == step and same(stored(tmp_path, step), expected[step][1])
 
 
-def test_files_say_what_the_embedding_was_trained_at(tmp_path, make_model, make_examples, make_embedding):
-    embedding = make_embedding(metadata={"textinv.base_model": "abc", "modelspec.resolution": "640x512"})
-    run_training(make_model(), make_examples(), embedding, settings(2, save_every=1), tmp_path)
+def test_files_say_what_the_embedding_was_trained_at(tmp_path):
+    embedding = fake_embedding(metadata={"textinv.base_model": "abc", "modelspec.resolution": "640x512"})
+    run_training(FakeModel(), fake_examples(), embedding, settings(2, save_every=1), tmp_path)
     for step in (1, 2):
         with safe_open(tmp_path / "embeddings" / f"cat-{step}.safetensors", "pt") as file:
             facts = file.metadata()
@@ -157,16 +133,16 @@ def test_files_say_what_the_embedding_was_trained_at(tmp_path, make_model, make_
         assert facts["textinv.base_model"] == "abc"
 
 
-def test_each_step_is_told(tmp_path, make_model, make_examples, make_embedding, expected):
+def test_each_step_is_told(tmp_path, expected):
     told = []
-    arguments = make_model(), make_examples(), make_embedding(), settings(4), tmp_path
+    arguments = FakeModel(), fake_examples(), fake_embedding(), settings(4), tmp_path
     run_training(*arguments, on_step=lambda progress: told.append((progress.step, progress.last_step, progress.loss)))
     assert told == [(step, 4, expected[step][0]) for step in range(1, 5)]
 
 
-def test_the_log_says_how_it_goes(tmp_path, make_model, make_examples, make_embedding, expected, caplog):
+def test_the_log_says_how_it_goes(tmp_path, expected, caplog):
     caplog.set_level(logging.INFO, "textinv")
-    run_training(make_model(), make_examples(), make_embedding(), settings(14), tmp_path)
+    run_training(FakeModel(), fake_examples(), fake_embedding(), settings(14), tmp_path)
     assert [record.name for record in caplog.records] == ["textinv"] * 2
     tenth, last = caplog.messages
     mean = sum(expected[step][0] for step in range(1, 11)) / 10
@@ -174,18 +150,40 @@ def test_the_log_says_how_it_goes(tmp_path, make_model, make_examples, make_embe
     assert "step 14/14" in last
 
 
+def test_what_happens_is_told_in_order(tmp_path):
+    training = Training(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings(5, save_every=2))
+    events = list(run(training, RunFolder(tmp_path)))
+    assert [type(event) for event in events] == [Step, Step, Saved, Step, Step, Saved, Step, Ended]
+    copies = [event for event in events if isinstance(event, Saved)]
+    assert [(copy.step, copy.path.name) for copy in copies] == [(2, "cat-2.safetensors"), (4, "cat-4.safetensors")]
+
+
+def test_to_finish_early_is_to_stop_listening(tmp_path, expected):
+    training = Training(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings())
+    events = run(training, RunFolder(tmp_path))
+    assert [next(events).step for _ in range(2)] == [1, 2]
+    events.close()
+    assert same(stored(tmp_path, 2), expected[2][1]) and len(rows(tmp_path)) == 2
+
+
+def test_a_process_without_a_folder_writes_and_logs_nothing(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "textinv")
+    training = Training(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings(10, save_every=1))
+    *_, ended = run(training, None)
+    assert ended.learnt.step == 10 and ended.path is None and len(ended.losses) == 10
+    assert not caplog.messages
+
+
 # A training that does not
 
 
 @pytest.mark.parametrize("every", [0, 1, 2])
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_what_was_learnt_before_an_interrupt_is_kept(
-    tmp_path, make_model, make_examples, make_embedding, expected, step, every
-):
-    model = make_model()
+def test_what_was_learnt_before_an_interrupt_is_kept(tmp_path, expected, step, every):
+    model = FakeModel()
     told = settings(6, save_every=every)
     with pytest.raises(Interrupted, match=r"^stop$"):
-        run_training(model, make_examples(), make_embedding(), told, tmp_path, on_step=stop_after(step))
+        run_training(model, fake_examples(), fake_embedding(), told, tmp_path, on_step=stop_after(step))
     assert len(model.calls) == step
     assert same(stored(tmp_path, step), expected[step][1]) and stored(tmp_path, step).step == step
     assert [row[0] for row in rows(tmp_path)] == [str(n) for n in range(1, step + 1)]
@@ -194,24 +192,20 @@ def test_what_was_learnt_before_an_interrupt_is_kept(
     assert files(tmp_path / "embeddings") == [f"cat-{n}.safetensors" for n in sorted(on_the_way | {step})]
 
 
-def test_an_interrupt_in_the_midst_of_a_step_keeps_the_step_before(
-    tmp_path, make_model, make_examples, make_embedding, expected
-):
+def test_an_interrupt_in_the_midst_of_a_step_keeps_the_step_before(tmp_path, expected):
     def interrupt(prediction, call):
         if call == 4:
             raise Interrupted
         return prediction
 
     with pytest.raises(Interrupted):
-        run_training(make_model(change=interrupt), make_examples(), make_embedding(), settings(), tmp_path)
+        run_training(FakeModel(change=interrupt), fake_examples(), fake_embedding(), settings(), tmp_path)
     assert files(tmp_path / "embeddings") == ["cat-3.safetensors"]
     assert same(stored(tmp_path, 3), expected[3][1])
     assert len(rows(tmp_path)) == 3
 
 
-def test_an_interrupt_just_after_the_vectors_changed_keeps_the_step_before(
-    tmp_path, make_model, make_examples, make_embedding, expected, monkeypatch
-):
+def test_an_interrupt_just_after_the_vectors_changed_keeps_the_step_before(tmp_path, expected, monkeypatch):
     class Interrupting(torch.optim.AdamW):
         steps = 0
 
@@ -223,16 +217,14 @@ def test_an_interrupt_just_after_the_vectors_changed_keeps_the_step_before(
 
     monkeypatch.setattr(torch.optim, "AdamW", Interrupting)
     with pytest.raises(Interrupted):
-        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path)
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path)
     assert files(tmp_path / "embeddings") == ["cat-3.safetensors"]
     assert stored(tmp_path, 3).step == 3 and same(stored(tmp_path, 3), expected[3][1])
     assert len(rows(tmp_path)) == 3
 
 
-def test_an_interrupt_of_the_last_save_loses_nothing(
-    tmp_path, make_model, make_examples, make_embedding, expected, monkeypatch
-):
-    save, tries = run_module.save_embedding, []
+def test_an_interrupt_of_the_last_save_loses_nothing(tmp_path, expected, monkeypatch):
+    save, tries = folder_module.save_embedding, []
 
     def interrupted_once(*arguments):
         tries.append(arguments)
@@ -240,9 +232,9 @@ def test_an_interrupt_of_the_last_save_loses_nothing(
             raise Interrupted
         save(*arguments)
 
-    monkeypatch.setattr(run_module, "save_embedding", interrupted_once)
+    monkeypatch.setattr(folder_module, "save_embedding", interrupted_once)
     with pytest.raises(Interrupted):
-        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path)
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path)
     assert same(stored(tmp_path, 6), expected[6][1])
 
 
@@ -260,127 +252,179 @@ def handlers():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("written", ["save_embedding", "write_atomically"])
+@pytest.mark.parametrize("written", ["save_embedding", "open"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_second_interrupt_does_not_disturb_the_save(
-    tmp_path, make_model, make_examples, make_embedding, expected, monkeypatch, handlers, number, written
-):
-    write = getattr(run_module, written)
+def test_a_second_interrupt_does_not_disturb_the_save(tmp_path, expected, monkeypatch, handlers, number, written):
+    write = getattr(folder_module, written, open)
 
     def disturbed(*arguments):
         signal.raise_signal(number)
-        write(*arguments)
+        return write(*arguments)
 
     def on_step(progress):
         if progress.step == 3:
-            monkeypatch.setattr(run_module, written, disturbed)
+            monkeypatch.setattr(folder_module, written, disturbed, raising=False)
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=on_step)
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path, on_step=on_step)
     assert same(stored(tmp_path, 3), expected[3][1])
     assert len(rows(tmp_path)) == 3
     assert {n: signal.getsignal(n) for n in handlers} == handlers
 
 
-def test_a_save_that_fails_gives_the_signals_back(
-    tmp_path, make_model, make_examples, make_embedding, monkeypatch, handlers
-):
-    def full(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(run_module, "save_embedding", full)
-    with pytest.raises(OSError, match="no space left"):
-        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=stop_after(3))
+def test_a_save_that_fails_gives_the_signals_back(tmp_path, monkeypatch, handlers, full):
+    full.is_full = True
+    with pytest.raises(Interrupted):
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path, on_step=stop_after(3))
     assert {n: signal.getsignal(n) for n in handlers} == handlers
 
 
 @pytest.mark.usefixtures("handlers")
-def test_signals_set_by_others_than_python_are_left_alone(
-    tmp_path, make_model, make_examples, make_embedding, expected, monkeypatch
-):
+def test_signals_set_by_others_than_python_are_left_alone(tmp_path, expected, monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     with pytest.raises(Interrupted):
-        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=stop_after(3))
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path, on_step=stop_after(3))
     assert same(stored(tmp_path, 3), expected[3][1])
 
 
-def test_an_interrupt_in_another_thread_keeps_what_was_learnt(
-    tmp_path, make_model, make_examples, make_embedding, expected
-):
-    arguments = make_model(), make_examples(), make_embedding(), settings(), tmp_path
+def test_an_interrupt_in_another_thread_keeps_what_was_learnt(tmp_path, expected):
+    arguments = FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path
     with ThreadPoolExecutor(1) as worker, pytest.raises(Interrupted):
         worker.submit(run_training, *arguments, on_step=stop_after(3)).result()
     assert same(stored(tmp_path, 3), expected[3][1])
     assert len(rows(tmp_path)) == 3
 
 
-def test_losses_that_cannot_be_written_do_not_cost_the_embedding(
-    tmp_path, make_model, make_examples, make_embedding, expected
-):
+# A disk that is full
+
+
+class Disk:
+    """Whether nothing can be written into run folders; a line of the losses is begun all the same."""
+
+    is_full = False
+
+
+@pytest.fixture
+def full(monkeypatch):
+    disk = Disk()
+    save, opened = folder_module.save_embedding, open
+
+    def save_if_room(*arguments):
+        if disk.is_full:
+            raise OSError(28, "No space left on device")
+        save(*arguments)
+
+    class Begun(io.FileIO):
+        def write(self, data):
+            super().write(data[:5])
+            raise OSError(28, "No space left on device")
+
+    def open_if_room(path, mode="r", **how):
+        return Begun(path, "a") if disk.is_full and "a" in mode else opened(path, mode, **how)
+
+    monkeypatch.setattr(folder_module, "save_embedding", save_if_room)
+    monkeypatch.setattr(folder_module, "open", open_if_room, raising=False)
+    return disk
+
+
+def test_a_full_disk_does_not_end_the_training_and_is_told_once(tmp_path, expected, full, caplog):
+    def on_step(step):
+        full.is_full = 2 <= step.step < 6
+
+    told = settings(8, save_every=1)
+    ended = run_training(FakeModel(), fake_examples(), fake_embedding(), told, tmp_path, on_step=on_step)
+    assert same(ended.learnt, expected[8][1]) and ended.path == tmp_path / "embeddings" / "cat-8.safetensors"
+    # Copies are tried again, and no line of the losses is lost or broken.
+    assert files(tmp_path / "embeddings") == [f"cat-{step}.safetensors" for step in (1, 6, 7, 8)]
+    assert [row[0] for row in rows(tmp_path)] == [*"12345678"]
+    assert caplog.text.count("No space left") == 1 and "goes on" in caplog.text
+
+
+def test_a_disk_that_stays_full_costs_the_copies_alone(tmp_path, expected, full, caplog):
+    full.is_full = True
+    ended = run_training(FakeModel(), fake_examples(), fake_embedding(), settings(6, save_every=2), tmp_path)
+    assert ended.path is None and same(ended.learnt, expected[6][1])
+    assert ended.losses == [expected[step][0] for step in range(1, 7)]
+    assert "could not be kept" in caplog.text
+    assert not [file for file in files(tmp_path) if file.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("is_freed", [False, True])
+def test_an_interrupt_while_the_disk_is_full(tmp_path, expected, full, is_freed):
+    def on_step(step):
+        full.is_full = step.step < 3 or not is_freed
+        if step.step == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path, on_step=on_step)
+    if is_freed:
+        assert same(stored(tmp_path, 3), expected[3][1])
+        assert [row[0] for row in rows(tmp_path)] == [*"123"]
+
+
+def test_losses_that_cannot_be_written_do_not_cost_the_embedding(tmp_path, expected):
     (tmp_path / CSV).mkdir()
-    with pytest.raises(OSError):
-        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=stop_after(3))
+    with pytest.raises(Interrupted):
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path, on_step=stop_after(3))
     assert same(stored(tmp_path, 3), expected[3][1])
 
 
-def test_a_training_error_says_what_is_kept_where(tmp_path, make_model, make_examples, make_embedding, expected):
-    model = make_model(change=spoilt_from(4))
-    with pytest.raises(TrainingError, match=r"loss of step 4 is nan.*embedding of step 3 is kept in") as caught:
-        run_training(model, make_examples(), make_embedding(), settings(), tmp_path)
-    assert str(tmp_path / "embeddings" / "cat-3.safetensors") in str(caught.value)
-    assert same(stored(tmp_path, 3), expected[3][1])
+def test_a_line_of_the_losses_that_was_being_written_is_whole_afterwards(tmp_path, monkeypatch):
+    append = RunFolder.append_losses
+
+    def interrupted(self, losses):
+        append(self, losses)
+        if losses[0].step == 3:
+            with open(tmp_path / CSV, "a") as file:
+                file.write("3,1,")
+            monkeypatch.undo()
+            raise Interrupted
+
+    monkeypatch.setattr(RunFolder, "append_losses", interrupted)
+    with pytest.raises(Interrupted):
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path)
+    assert [row[0] for row in rows(tmp_path)] == [*"123"]
+
+
+# Errors
+
+
+def test_a_training_error_says_what_is_kept_where(tmp_path, expected):
+    model = FakeModel(change=spoilt_from(4))
+    with pytest.raises(TrainingError, match=r"loss of step 4 is nan.*embedding of step 2 is kept in") as caught:
+        run_training(model, fake_examples(), fake_embedding(), settings(), tmp_path)
+    # What the loss was computed from, step 3's, has gone wrong already.
+    kept = tmp_path / "embeddings" / "cat-2.safetensors"
+    assert str(kept) in str(caught.value) and RunFolder(tmp_path).newest() == kept
+    assert same(stored(tmp_path, 2), expected[2][1])
     assert len(rows(tmp_path)) == 3
 
 
-def test_other_errors_pass_as_they_are(tmp_path, make_model, make_examples, make_embedding):
+def test_other_errors_pass_as_they_are(tmp_path):
     error = torch.OutOfMemoryError("CUDA out of memory")
 
     def on_step(progress):
         raise error
 
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        run_training(make_model(), make_examples(), make_embedding(), settings(), tmp_path, on_step=on_step)
+        run_training(FakeModel(), fake_examples(), fake_embedding(), settings(), tmp_path, on_step=on_step)
     assert caught.value is error
     assert files(tmp_path / "embeddings") == ["cat-1.safetensors"]
 
 
-def test_an_error_in_the_first_step_leaves_no_embedding(tmp_path, make_model, make_examples, make_embedding):
-    model = make_model(change=spoilt_from(1))
+def test_an_error_in_the_first_step_leaves_no_embedding(tmp_path):
+    model = FakeModel(change=spoilt_from(1))
     with pytest.raises(TrainingError, match="loss of step 1 is nan") as caught:
-        run_training(model, make_examples(), make_embedding(), settings(), tmp_path)
+        run_training(model, fake_examples(), fake_embedding(), settings(), tmp_path)
     assert "kept" not in str(caught.value)
     assert not any("safetensors" in file for file in files(tmp_path))
 
 
-def test_a_bad_schedule_is_an_error(tmp_path, make_model, make_examples, make_embedding):
+def test_a_bad_schedule_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="No step is left"):
-        run_training(make_model(), make_examples(), make_embedding(step=6), settings(6), tmp_path)
-
-
-# Folders
-
-
-def test_new_run_folders_are_never_used_twice(tmp_path):
-    now = datetime(2026, 3, 4, 5, 6, 7)
-    root = tmp_path / "out" / "textual_inversion"
-    made = []
-    for _ in range(12):
-        folder = new_run_folder(root, "cat", now)
-        assert folder.is_dir() and not list(folder.iterdir())
-        (folder / "settings.json").touch()
-        made.append(folder)
-    assert [folder.name for folder in made] == ["2026-03-04_05-06-07"] + [
-        f"2026-03-04_05-06-07_{n}" for n in range(2, 13)
-    ]
-    assert {folder.parent for folder in made} == {root / "cat"}
-    assert new_run_folder(root, "dog", now) == root / "dog" / "2026-03-04_05-06-07"
-
-
-def test_a_new_run_folder_is_called_after_the_time(tmp_path):
-    before = datetime.now().replace(microsecond=0)
-    folder = new_run_folder(tmp_path, "cat")
-    assert before <= datetime.strptime(folder.name, "%Y-%m-%d_%H-%M-%S") <= datetime.now()
+        run_training(FakeModel(), fake_examples(), fake_embedding(step=6), settings(6), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -395,4 +439,4 @@ def test_a_new_run_folder_is_called_after_the_time(tmp_path):
     ],
 )
 def test_durations(seconds, text):
-    assert _duration(seconds) == text
+    assert duration(seconds) == text

@@ -13,17 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
+from ..devices import is_out_of_memory
 from ..embedding import check_name
+from ..errors import UserError
 from ..files import write_atomically
-from .loop import TrainingError
 
 log = logging.getLogger("textinv")
 
 POLL = 1.0  # seconds between looks at jobs that other processes run
-# What is wrong with one job and need not be with the next.
-FAILURES = (TrainingError, ValueError, OSError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Job:
     name: its folder's, and of the kind an embedding can have; see `embedding.check_name`.
     settings: everything that decides its result, of the kinds JSON knows.
 
-    Raises ValueError for another name or kind.
+    Raises UserError for another name, ValueError for another kind.
     """
 
     name: str
@@ -91,10 +88,10 @@ def _claim(path: Path) -> Iterator[bool]:
 def _read(record: Path) -> dict[str, Any]:
     """A job's `job.json`; nothing where there is none, or none that can be read."""
     try:
-        found = json.loads(record.read_bytes())
+        facts = json.loads(record.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _settle(job: Job, folder: Path, before: dict[str, Any], run: Callable[[Job, Path], None]) -> Outcome:
@@ -117,11 +114,14 @@ def _settle(job: Job, folder: Path, before: dict[str, Any], run: Callable[[Job, 
     outcome = Outcome(job.name, "done")
     try:
         run(job, folder)
-    except FAILURES as error:
+    except Exception as error:
+        # What is wrong with one job and need not be with the next.
+        if not (isinstance(error, UserError | OSError) or is_out_of_memory(error)):
+            raise
         log.warning(f"textinv: job {job.name} failed: {error}")
         outcome = Outcome(job.name, "failed", str(error))
-    told = {"settings": settings, "state": outcome.state, "message": outcome.message, "ended": str(datetime.now())}
-    write_atomically(path, json.dumps(told, indent=2).encode())
+    record = {"settings": settings, "state": outcome.state, "message": outcome.message, "ended": str(datetime.now())}
+    write_atomically(path, json.dumps(record, indent=2).encode())
     return outcome
 
 
@@ -133,15 +133,15 @@ def run_jobs(jobs: Sequence[Job], folder: Path, run: Callable[[Job, Path], None]
     again, they go on where they stopped: jobs are skipped that are done with the same settings, which each folder's
     `job.json` says, and run from their beginning where they failed, were stopped, or have other settings now.
 
-    run: does a job, in its folder; may find there what an earlier try has left. A TrainingError, ValueError, OSError
-    or want of memory in it is recorded, and the next job is run; anything else ends this process's part.
+    run: does a job, in its folder; may find there what an earlier try has left. A UserError, OSError or want
+    of memory in it is recorded, and the next job is run; anything else ends this process's part.
 
-    Returns how each job ended, in the order of `jobs`. Raises ValueError when two have one name.
+    Returns how each job ended, in the order of `jobs`. Raises UserError when two have one name.
     """
     # Some file systems do not tell `Cat` from `cat`.
     again = [name for name, times in Counter(job.name.lower() for job in jobs).items() if times > 1]
     if again:
-        raise ValueError(f"Several jobs are called {again[0]!r}. Give each a name of its own; it is its folder's too.")
+        raise UserError(f"Several jobs are called {again[0]!r}. Give each a name of its own; it is its folder's too.")
     for job in jobs:
         (folder / job.name).mkdir(parents=True, exist_ok=True)
     before = {job.name: _read(folder / job.name / "job.json") for job in jobs}

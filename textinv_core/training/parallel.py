@@ -11,6 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .settings import TrainSettings
 
 # Others wait so long for a process, say for the first while it makes pictures between two steps.
@@ -107,7 +108,7 @@ def shared(settings: TrainSettings, count: int) -> TrainSettings:
     several sizes, smaller batches leave fewer of them incomplete.)
 
     As they are where `gradient_accumulation` divides; otherwise with the largest smaller batches, which fit into
-    memory. Raises ValueError where the pictures of a step cannot be divided at all, with what to set instead.
+    memory. Raises UserError where the pictures of a step cannot be divided at all, with what to set instead.
     """
     if settings.gradient_accumulation % count == 0:
         return settings
@@ -116,7 +117,7 @@ def shared(settings: TrainSettings, count: int) -> TrainSettings:
         if pictures % (size * count) == 0:
             return replace(settings, batch_size=size, gradient_accumulation=pictures // size)
     more = -(-settings.gradient_accumulation // count) * count
-    raise ValueError(
+    raise UserError(
         f"{count} processes cannot share a step of {pictures} pictures evenly. Start as many as divide them, or set "
         f"gradient_accumulation to {more} for {settings.batch_size * more} pictures a step."
     )

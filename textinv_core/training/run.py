@@ -1,71 +1,70 @@
-"""The folder a training leaves behind, and running one so that nothing learnt is lost."""
+"""Running a training so that nothing learnt is lost, whatever ends it: a stream of events, and a folder."""
 
-import json
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..dataset import Example, batches_per_epoch
-from ..embedding import Embedding
-from ..files import write_atomically
-from ..formats import save_embedding
-from ..hosts.base import TrainableModel
-from ..shuffle import ShuffleConfig
-from .loop import Progress, TrainingError, train
-from .parallel import ALONE, Processes
-from .settings import TrainSettings
+from .folder import LossRow, RunFolder
+from .training import Step, Training, TrainingError
 
 log = logging.getLogger("textinv")
 
-CSV_HEADER = "step,epoch,epoch_step,loss,learn_rate\n"  # A1111's
+
+@dataclass(frozen=True)
+class Saved:
+    """A copy has been written, as it is every `save_every` steps."""
+
+    step: int
+    path: Path
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training gives: the embedding, one loss a step, and where its folder is."""
+class Ended:
+    """The training is over.
 
-    embedding: Embedding
+    learnt: see `Learnable.snapshot`. losses: one a step. path: the last copy; None where it could not be written.
+    """
+
+    learnt: Any
     losses: list[float]
-    folder: Path
+    path: Path | None
 
 
-def new_run_folder(root: Path, name: str, now: datetime | None = None) -> Path:
-    """Make `<root>/<name>/<date and time>/`, with a number behind where there is one already."""
-    stamp = (now or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S")
-    for n in range(1, 1000):
-        folder = root / name / (stamp if n == 1 else f"{stamp}_{n}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise FileExistsError(f"There are 999 folders {root / name / stamp}_* already.")
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`59 s`, `1 min 01 s`, `2 h 03 min`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM for the length of the block. They only ever reach the main thread; elsewhere this does
-    nothing."""
-    handlers = {}
+def _heeding_one_interrupt() -> Iterator[None]:
+    """For the length of the block, once Ctrl-C or SIGTERM has ended it, ignore more of them: what was learnt is being
+    written. They only ever reach the main thread; elsewhere this does nothing."""
+    handlers: dict[int, Any] = {}
+
+    def listen(handler: Any) -> None:
+        for number in handlers:
+            signal.signal(number, handler)
+
+    def heed(number: int, frame: Any) -> None:
+        listen(signal.SIG_IGN)  # before anything else, as the second may come at once
+        handlers[number](number, frame)
+        listen(heed)  # that one did not mean to end anything
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Neither one that was not set from Python, which could not be put back, nor one that does nothing.
+            if callable(handler := signal.getsignal(number)):
+                handlers[number] = handler
+    listen(heed)
     try:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # One that was not set from Python could not be put back from there.
-                if (handler := signal.getsignal(number)) is not None:
-                    handlers[number] = handler
-                    signal.signal(number, signal.SIG_IGN)
         yield
     finally:
         for number, handler in handlers.items():
@@ -73,96 +72,118 @@ def _uninterrupted() -> Iterator[None]:
 
 
 class _Record:
-    """Writes a run's files as it goes on."""
+    """What has happened in a run, on its way into the folder. A full disk costs copies, never the training."""
 
-    def __init__(self, folder: Path, batches_a_step: int, batches_an_epoch: int):
-        self.folder, self._batches_a_step, self._batches_an_epoch = folder, batches_a_step, batches_an_epoch
+    def __init__(self, training: Training, folder: RunFolder | None):
+        self._training, self._folder = training, folder
         self.losses: list[float] = []
-        self._rows, self._saved_at = [CSV_HEADER], None
+        self._unwritten: list[LossRow] = []
+        self._saved: tuple[int, Path] | None = None
+        self._has_complained = False
 
-    def step(self, progress: Progress) -> None:
-        self.losses.append(progress.loss)
-        epoch, batch = divmod((progress.step - 1) * self._batches_a_step, self._batches_an_epoch)
-        row = (
-            f"{progress.step},{epoch},{batch // self._batches_a_step},{progress.loss:.7f},{progress.learning_rate:g}\n"
-        )
-        self._rows.append(row)
+    def add(self, step: Step) -> None:
+        self.losses.append(step.loss)
+        if self._folder is None:
+            return
+        training = self._training
+        batches = (step.step - 1) * training.settings.gradient_accumulation
+        epoch, batch = divmod(batches, training.batches_an_epoch)
+        place = batch // training.settings.gradient_accumulation
+        self._unwritten.append(LossRow(step.step, epoch, place, step.loss, step.learning_rate))
+        self.write_losses()
 
     def write_losses(self) -> None:
-        write_atomically(self.folder / "textual_inversion_loss.csv", "".join(self._rows).encode())
+        if self._folder is not None and self._unwritten:
+            try:
+                self._folder.append_losses(self._unwritten)
+            except OSError as error:
+                self._complain(error)
+            else:
+                self._unwritten = []
 
-    def save(self, embedding: Embedding) -> Path:
-        path = self.folder / "embeddings" / f"{embedding.name}-{embedding.step}.safetensors"
-        if self._saved_at != embedding.step:
-            path.parent.mkdir(exist_ok=True)
-            save_embedding(embedding, path)
-            self._saved_at = embedding.step
+    def rescue(self) -> Path | None:
+        """Keep all that was learnt, whatever was being written when the run was stopped; as `save`."""
+        path = self.save()
+        if self._folder is not None and self._unwritten:
+            try:
+                self._folder.cut_losses(self._unwritten[0].step - 1)
+            except OSError as error:
+                self._complain(error)
+            else:
+                self.write_losses()
         return path
 
+    def save(self) -> Path | None:
+        """Keep what was learnt so far; None where that cannot be, or is nothing."""
+        learnt = self._training.learnt()
+        if self._folder is None or learnt is None:
+            return None
+        if self._saved is None or self._saved[0] != learnt.step:
+            try:
+                self._saved = learnt.step, self._folder.save(learnt)
+            except OSError as error:
+                self._complain(error)
+                return None
+        return self._saved[1]
 
-def run_training(
-    model: TrainableModel,
-    examples: Sequence[Example],
-    embedding: Embedding,
-    settings: TrainSettings,
-    folder: Path,
-    shuffle: ShuffleConfig | None = None,
-    on_step: Callable[[Progress], None] = lambda _: None,
-    processes: Processes = ALONE,
-) -> Trained:
-    """Train `embedding`, recording everything in `folder`; see `loop.train` for what is learnt and raised.
+    def kept(self) -> str:
+        """What has become of all that was learnt, in a sentence."""
+        learnt = self._training.learnt()
+        if learnt is None or self._folder is None:
+            return "Nothing was learnt before."
+        if self._saved is not None and self._saved[0] == learnt.step:
+            return f"The embedding of step {learnt.step} is kept in {self._saved[1]}."
+        newest = f"the newest copy is {self._saved[1]}" if self._saved else "there is no copy"
+        return f"The embedding of step {learnt.step} could not be kept; {newest}."
 
-    on_step: called after each optimizer step; whatever it raises ends the run, an interrupt for example.
+    def _complain(self, error: OSError) -> None:
+        if not self._has_complained:
+            self._has_complained = True
+            log.warning(
+                f"textinv: cannot write into the run's folder: {error}. The training goes on, and tries again; make "
+                "room on the disk meanwhile."
+            )
 
-    Whatever ends the run after its first step, the vectors of the last good step are in `embeddings/` and the losses
-    in `textual_inversion_loss.csv`; a TrainingError's message then says where. In the main thread, Ctrl-C and SIGTERM
-    are ignored while these are written after an interrupt or error.
 
-    Of several processes, the first alone writes to its `folder`, and logs.
+def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved | Ended, None, None]:
+    """Run a training to its end, recording everything in `folder`; None for processes of a shared training but the
+    first, which write nothing and log nothing.
+
+    To finish early is to stop consuming: close the iterator. Whatever ends the run after its first step, what was
+    learnt by the last good one is kept in the folder, and the losses; a TrainingError's message then says where. In the
+    main thread, a second Ctrl-C or SIGTERM is ignored until then. Raises what `Training.advance` does.
     """
-    progress = None
-    steps = train(model, examples, embedding, settings, shuffle, processes)
-    if processes.rank > 0:
-        losses = []
-        for progress in steps:
-            losses.append(progress.loss)
-            on_step(progress)
-        assert progress is not None
-        return Trained(progress.embedding(), losses, folder)
-    told = {**asdict(settings), "shuffle": asdict(shuffle or ShuffleConfig()), "embedding": embedding.name}
-    told |= {"pictures": len(examples), "vectors": {key: list(rows.shape) for key, rows in embedding.vectors.items()}}
-    write_atomically(folder / "settings.json", json.dumps(told, indent=2).encode())
-    batches_an_epoch = batches_per_epoch(examples, settings.batch_size)
-    record = _Record(folder, settings.gradient_accumulation, batches_an_epoch)
+    record = _Record(training, folder)
+    settings, name = training.settings, training.learnable.name
     log_every = min(max(10, settings.steps // 50), 100)
     started = time.monotonic()
-    try:
-        for progress in steps:
-            record.step(progress)
-            if progress.step % log_every == 0 or progress.step == progress.last_step:
-                done = len(record.losses)
-                recent = record.losses[-log_every:]
-                pace = (time.monotonic() - started) / done
-                log.info(
-                    f"textinv: {embedding.name}, step {progress.step}/{progress.last_step}, loss {progress.loss:.4f} "
-                    f"(mean of {len(recent)}: {sum(recent) / len(recent):.4f}), rate {progress.learning_rate:g}, "
-                    f"{pace:.2f} s a step, {_duration(pace * (progress.last_step - progress.step))} left"
-                )
-                record.write_losses()
-            if settings.save_every and progress.step % settings.save_every == 0:
-                record.save(progress.embedding())
-            on_step(progress)
-        assert progress is not None  # the learning rates reach at least one step, and the last one writes the losses
-        trained = progress.embedding()
-        record.save(trained)
-        return Trained(trained, record.losses, folder)
-    except BaseException as stopped:
-        if progress is None:
+    with _heeding_one_interrupt():
+        try:
+            while not training.is_over:
+                step = training.advance()
+                record.add(step)
+                if folder is not None and (step.step % log_every == 0 or training.is_over):
+                    recent = record.losses[-log_every:]
+                    pace = (time.monotonic() - started) / len(record.losses)
+                    log.info(
+                        f"textinv: {name}, step {step.step}/{step.last_step}, loss {step.loss:.4f} "
+                        f"(mean of {len(recent)}: {sum(recent) / len(recent):.4f}), rate {step.learning_rate:g}, "
+                        f"{pace:.2f} s a step, {duration(pace * (step.last_step - step.step))} left"
+                    )
+                yield step
+                if settings.save_every and step.step % settings.save_every == 0 and (path := record.save()):
+                    yield Saved(step.step, path)
+            record.save()
+        except BaseException as stopped:
+            record.rescue()
+            if folder is None:
+                raise
+            kept = record.kept()
+            log.warning(f"textinv: stopped at step {training.step}. {kept}")
+            if isinstance(stopped, TrainingError):
+                raise TrainingError(f"{stopped} {kept}") from stopped
             raise
-        with _uninterrupted():
-            path = record.save(progress.embedding())
-            record.write_losses()
-            log.warning(f"textinv: stopped at step {progress.step}; what was learnt so far is in {path}")
-        if isinstance(stopped, TrainingError):
-            raise TrainingError(f"{stopped} The embedding of step {progress.step} is kept in {path}.") from stopped
-        raise
+        path = record.rescue()
+    if folder is not None and path is None:
+        log.warning(f"textinv: {record.kept()}")
+    yield Ended(training.learnt(), record.losses, path)

@@ -3,39 +3,36 @@
 import pytest
 import torch
 
+from tests.fakes import FakeModel, fixed
 from textinv_core.noise import NoiseSchedule
-from textinv_core.training.loss import MIN_SNR_GAMMA, prediction_loss
+from textinv_core.training.objective import MIN_SNR_GAMMA, prediction_loss
 
 PROMPTS = ("a embedding:cat on embedding:cat", "embedding:cat", "one embedding:cat two")
 ORDER = [2, 0, 1]
 T = torch.tensor([10, 500, 990])
 
 
-def sampled(seed, *shape, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
 def masks(dtype=torch.float64):
-    weights = sampled(3, 3, 1, 4, 5).abs().to(dtype)
+    weights = fixed(3, 3, 1, 4, 5, dtype=dtype).abs()
     weights[1] = 1
     return weights / weights.mean((1, 2, 3), keepdim=True)
 
 
 @pytest.mark.parametrize("loss_weighting", ["none", "min_snr"])
 @pytest.mark.parametrize("weights", [None, masks()], ids=["plain", "masked"])
-def test_gradients_are_those_of_finite_differences(make_model, loss_weighting, weights):
-    model = make_model(torch.float64)
-    latents, gaussian = sampled(1, 3, 3, 4, 5), sampled(2, 3, 3, 4, 5)
+def test_gradients_are_those_of_finite_differences(loss_weighting, weights):
+    model = FakeModel(torch.float64)
+    latents, gaussian = fixed(1, 3, 3, 4, 5), fixed(2, 3, 3, 4, 5)
 
     def loss(clip_l, clip_g):
         vectors = {"clip_l": clip_l, "clip_g": clip_g}
         conditions = [
-            model.condition(prompt, "cat", lambda key, _: vectors[key][ORDER], latent)
+            model.condition(prompt, {"cat": lambda key, _: vectors[key][ORDER]}, latent)
             for prompt, latent in zip(PROMPTS, latents, strict=True)
         ]
         return prediction_loss(model, latents, gaussian, T, conditions, weights, loss_weighting)
 
-    vectors = sampled(4, 3, 4).requires_grad_(), sampled(5, 3, 6).requires_grad_()
+    vectors = fixed(4, 3, 4).requires_grad_(), fixed(5, 3, 6).requires_grad_()
     assert torch.autograd.gradcheck(loss, vectors, eps=1e-6, atol=1e-9, rtol=1e-6)
     assert all(gradient.abs().min() > 0 for gradient in torch.autograd.grad(loss(*vectors), vectors))
 
@@ -58,11 +55,11 @@ def eps_schedule():
     return NoiseSchedule(ones, sigmas, ones, -sigmas)
 
 
-LATENTS, GAUSSIAN = (sampled(seed, 3, 2, 4, 5, dtype=torch.float32) for seed in (1, 2))
+LATENTS, GAUSSIAN = (fixed(seed, 3, 2, 4, 5, dtype=torch.float32) for seed in (1, 2))
 
 
 def test_the_loss_is_the_mean_squared_error_to_the_noise(eps_schedule):
-    prediction = sampled(6, 3, 2, 4, 5, dtype=torch.float32)
+    prediction = fixed(6, 3, 2, 4, 5, dtype=torch.float32)
     model = Recalls(eps_schedule, prediction)
     loss = prediction_loss(model, LATENTS, GAUSSIAN, T, ["a", "b", "c"])
     assert torch.allclose(loss, torch.nn.functional.mse_loss(prediction, GAUSSIAN))
@@ -71,7 +68,7 @@ def test_the_loss_is_the_mean_squared_error_to_the_noise(eps_schedule):
 
 
 def test_each_sample_has_its_own_mask_and_weight(eps_schedule):
-    error = sampled(6, 3, 2, 4, 5, dtype=torch.float32)
+    error = fixed(6, 3, 2, 4, 5, dtype=torch.float32)
     weights = masks(torch.float32)
     model = Recalls(eps_schedule, GAUSSIAN + error)
     snr = 1 / eps_schedule.noise[T] ** 2

@@ -1,24 +1,30 @@
 """What is learnt from: pictures as latents with their captions, in batches of equal size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+
+from ..errors import UserError
+from ..hosts.base import Host
+from ..picture import Picture
 
 
 @dataclass(frozen=True)
 class Example:
     """One picture.
 
-    latent: float32 [C, h, w], scaled as the model takes it.
+    latent: float32 [C, ..., h, w], scaled as the model takes it.
     caption: its filewords; may be empty.
     weights: float32 [h, w] with a mean of 1, how much each place counts in the loss; None for everywhere alike.
+    name: its picture's; may be empty.
     """
 
     latent: Tensor
     caption: str = ""
     weights: Tensor | None = None
+    name: str = ""
 
 
 def loss_weights(mask: Tensor, height: int, width: int) -> Tensor:
@@ -35,11 +41,11 @@ def loss_weights(mask: Tensor, height: int, width: int) -> Tensor:
 def crop_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """The middle of a picture or mask [H, W, ...] whose sides are multiples of `multiple`, as large as can be.
 
-    Raises ValueError for a picture smaller than that.
+    Raises UserError for a picture smaller than that.
     """
     height, width = (side // multiple * multiple for side in image.shape[:2])
     if not height or not width:
-        raise ValueError(
+        raise UserError(
             f"A picture of {image.shape[1]}x{image.shape[0]} pixels is too small to train on: this model needs "
             f"at least {multiple} pixels a side."
         )
@@ -47,23 +53,23 @@ def crop_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return image[top : top + height, left : left + width]
 
 
-def encoded_examples(
-    images: Sequence[Tensor],
-    captions: Sequence[str],
-    masks: Sequence[Tensor],
-    multiple: int,
-    encode: Callable[[list[Tensor]], list[Tensor]],
-) -> list[Example]:
-    """Pictures, captions and masks as what is trained on: latents, encoded once; the lists are of one length.
+def encoded_examples(host: Host, pictures: Sequence[Picture]) -> list[Example]:
+    """Pictures as what is trained on: latents, encoded once, and weights from masks.
 
-    images, masks: [H, W, 3] and [H, W] in 0..1; their middle is taken, with sides that are multiples of `multiple`.
-    encode: the host's, pictures -> latents float32 [C, h, w]. Raises ValueError for pictures smaller than `multiple`.
+    Their middle is taken, with sides that are multiples of the host's `latent_multiple`. Raises UserError for pictures
+    smaller than that.
     """
-    latents = encode([crop_to_multiple(image, multiple) for image in images])
+    multiple = host.latent_multiple
+    latents = host.encode([crop_to_multiple(picture.pixels, multiple) for picture in pictures])
     with torch.inference_mode(False):  # so that autograd may use them
         return [
-            Example(latent.clone(), caption, loss_weights(crop_to_multiple(mask, multiple), *latent.shape[-2:]))
-            for latent, caption, mask in zip(latents, captions, masks, strict=True)
+            Example(
+                latent.clone(),
+                picture.caption,
+                loss_weights(crop_to_multiple(picture.mask, multiple), *latent.shape[-2:]),
+                picture.name,
+            )
+            for latent, picture in zip(latents, pictures, strict=True)
         ]
 
 

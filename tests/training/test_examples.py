@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from textinv_core.dataset import (
+from tests.fakes import FakeHost
+from textinv_core.picture import Picture
+from textinv_core.training.examples import (
     Example,
     batches_per_epoch,
     buckets,
@@ -138,25 +140,34 @@ def test_a_picture_too_small_is_an_error_that_says_its_size(size):
 # Encoding
 
 
+class Host(FakeHost):
+    """Latents are every eighth pixel; keeps the pixels it was given."""
+
+    latent_multiple = 8
+
+    def encode(self, images):
+        self.given = images
+        return [image.movedim(-1, 0)[:, ::8, ::8] for image in images]
+
+
 def test_pictures_and_masks_are_cropped_alike_and_encoded_together():
     mask = torch.zeros(18, 16)
     mask[1:9] = 1  # the upper half of what is left of the picture
-    given = []
-
-    def encode(images):
-        given.extend(images)
-        return [image.movedim(-1, 0)[:, ::8, ::8] for image in images]
-
-    pictures = [torch.rand(18, 16, 3), torch.rand(8, 8, 3)]
-    first, second = encoded_examples(pictures, ["a", "b"], [mask, torch.ones(8, 8)], 8, encode)
-    assert torch.equal(given[0], pictures[0][1:17]) and len(given) == 2
-    assert (first.caption, first.latent.shape, second.latent.shape) == ("a", (3, 2, 2), (3, 1, 1))
+    host = Host()
+    pictures = [
+        Picture(torch.rand(18, 16, 3), mask, "a", "first"),
+        Picture(torch.rand(8, 8, 3), torch.ones(8, 8), "b", "sub/second"),
+    ]
+    first, second = encoded_examples(host, pictures)
+    assert torch.equal(host.given[0], pictures[0].pixels[1:17]) and len(host.given) == 2
+    assert (first.latent.shape, second.latent.shape) == ((3, 2, 2), (3, 1, 1))
+    assert [(each.caption, each.name) for each in (first, second)] == [("a", "first"), ("b", "sub/second")]
     assert torch.equal(first.weights, torch.tensor([[2.0, 2.0], [0.0, 0.0]]))
     assert torch.equal(second.weights, torch.ones(1, 1))
 
 
 def test_what_is_encoded_in_inference_mode_can_be_trained_on():
     with torch.inference_mode():
-        pictures = [torch.rand(8, 8, 3)]
-        [example] = encoded_examples(pictures, [""], [torch.ones(8, 8)], 8, lambda images: [images[0] * 1])
+        picture = Picture(torch.rand(8, 8, 3), torch.ones(8, 8), "", "1")
+        [example] = encoded_examples(Host(), [picture])
     assert not example.latent.is_inference()

@@ -1,0 +1,238 @@
+"""A training from pictures to what was learnt, as the node and the command run it."""
+
+import json
+import logging
+import weakref
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.fakes import FakeHost, FakeModel, Interrupted, fake_embedding, fake_pictures, same, train
+from textinv_core import load_embedding
+from textinv_core.embedding import Embedding
+from textinv_core.errors import UserError
+from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training.examples import encoded_examples
+from textinv_core.training.learn import Preview, Previewed, Started, learn
+from textinv_core.training.parallel import Processes
+from textinv_core.training.run import Ended, Saved
+from textinv_core.training.settings import TrainSettings
+from textinv_core.training.training import Step, Training
+
+
+def settings(steps=3, template=("[name], [filewords]",), **more):
+    return TrainSettings(template, **{"steps": steps, "gradient_accumulation": 1, "save_every": 2, **more})
+
+
+def events(tmp_path, host=None, pictures=None, embedding=None, told=None, **more):
+    pictures = fake_pictures() if pictures is None else pictures
+    return list(
+        learn(host or FakeHost(), pictures, embedding or fake_embedding(), told or settings(), tmp_path, **more)
+    )
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# From beginning to end
+
+
+def test_what_happens_in_order(tmp_path):
+    host = FakeHost()
+    told = events(tmp_path, host, preview=Preview())
+    assert [type(event) for event in told] == [Started, Step, Step, Saved, Step, Previewed, Ended]
+    # Sampling comes when the host has its model back.
+    assert host.did[:3] == ["encode", "load", "unload"] and host.did[3].startswith("sample") and len(host.did) == 4
+
+
+def test_it_learns_what_the_training_alone_would(tmp_path):
+    pictures = [*fake_pictures(2), *fake_pictures(2, 24, 16)]
+    pictures[1] = replace(pictures[1], mask=torch.linspace(0, 1, 24).expand(16, 24))
+    told = settings(5, batch_size=2, seed=4)
+    shuffle = ShuffleConfig("all", "occurrence")
+    host = FakeHost()
+    examples = encoded_examples(host, pictures)
+    assert [example.name for example in examples] == ["0", "1", "0", "1"]
+    *_, last = train(FakeModel(), examples, fake_embedding(), told, shuffle)
+    *_, ended = events(tmp_path, host, pictures, told=told, shuffle=shuffle)
+    assert same(ended.learnt, last.learnt) and len(ended.losses) == 5
+    assert same(load_embedding(ended.path), last.learnt)
+
+
+def test_the_embedding_says_what_it_was_trained_on(tmp_path):
+    before = fake_embedding(metadata={"textinv.sd_checkpoint": "an earlier model", "modelspec.author": "me"})
+    started, *_, ended = events(tmp_path, FakeHost(), fake_pictures(2, 19, 30), before)
+    facts = {"modelspec.author": "me", "modelspec.resolution": "28x16", "textinv.base_model": FakeHost().fingerprint()}
+    assert dict(ended.learnt.metadata) == dict(started.embedding.metadata) == facts
+    assert started.pictures == 2 and started.embedding.step == 0
+
+
+def test_the_folder_says_what_decided_the_result(tmp_path):
+    told = settings(2, learning_rate="0.01:5, 0.001", gradient_clipping="norm", seed=2**53)
+    shuffle = ShuffleConfig("on", "batch", progressive_words=True)
+    started, *_ = events(
+        tmp_path, pictures=fake_pictures(4), embedding=fake_embedding(3, 2), told=told, shuffle=shuffle
+    )
+    assert started.folder.path.parent == tmp_path / "cat"
+    assert json.loads((started.folder.path / "settings.json").read_text()) == {
+        "template": ["[name], [filewords]"],
+        "steps": 2,
+        "learning_rate": "0.01:5, 0.001",
+        "batch_size": 1,
+        "gradient_accumulation": 1,
+        "seed": 2**53,
+        "gradient_clipping": "norm",
+        "clip_at": 0.1,
+        "min_timestep": 0,
+        "max_timestep": 1000,
+        "loss_weighting": "none",
+        "gradient_checkpointing": "auto",
+        "save_every": 2,
+        "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
+        "embedding": "cat",
+        "pictures": 4,
+        "vectors": {"clip_l": [3, 4], "clip_g": [2, 6]},
+        "model": FakeHost().identity(),
+    }
+
+
+def test_processes_but_the_first_leave_nothing(tmp_path):
+    class Other(Processes):
+        def gather(self, rows):
+            return torch.cat([rows, rows])
+
+    told = settings(4, gradient_accumulation=2)
+    started, *_, ended = events(tmp_path, told=told, processes=Other(1, 2), preview=Preview())
+    assert started.folder is None and ended.path is None and ended.learnt.step == 4
+    assert not list(tmp_path.iterdir())
+
+
+# What keeps it from starting
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"embedding": fake_embedding(step=3)}, "No step is left"),
+        ({"told": settings(learning_rate="0.1:2"), "embedding": fake_embedding(step=2)}, "No step is left"),
+        ({"told": settings(template=("a picture",))}, "Nothing would be learnt"),
+        ({"told": settings(learning_rate="fast")}, "'fast'"),
+        ({"embedding": Embedding("cat", {"clip_l": torch.ones(1, 4)}, 0)}, "does not fit this fake model"),
+        ({"pictures": []}, "no pictures"),
+        ({"pictures": fake_pictures(1, 3, 9)}, "9x3 pixels is too small"),
+        ({"processes": Processes(0, 2)}, "2 processes cannot share 1 batches"),
+    ],
+)
+def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
+    host = FakeHost()
+    with pytest.raises(UserError, match=words):
+        events(tmp_path, host, **change)
+    assert host.did == [] and not list(tmp_path.iterdir())
+
+
+# The preview
+
+
+def test_a_preview_shows_what_was_learnt(tmp_path):
+    host = FakeHost()
+    started, *_, previewed, _ = events(tmp_path, host, told=settings(seed=9), preview=Preview("two [name]", 7))
+    assert previewed.pictures.shape == (1, 8, 8, 3)
+    assert host.did[-1] == "sample ['two embedding:cat'] of [3, 4, 6] with [3], seeds [9], 7 steps"
+    assert "images/cat-3.png" in files(started.folder.path)
+    events(tmp_path, host, preview=Preview())
+    assert host.did[-1].startswith("sample ['embedding:cat, picture-0']")
+
+
+def test_a_preview_has_the_memory_of_the_training(tmp_path, monkeypatch):
+    trainings = []
+
+    class Watched(Training):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            trainings.append(weakref.ref(self))
+
+    class Host(FakeHost):
+        def sample(self, *arguments):
+            self.did.append("gone" if trainings[0]() is None else "there")
+            return super().sample(*arguments)
+
+    monkeypatch.setattr("textinv_core.training.learn.Training", Watched)
+    host = Host()
+    events(tmp_path, host, preview=Preview())
+    assert host.did[-2] == "gone"
+
+
+def test_no_preview_is_made_unasked(tmp_path):
+    host = FakeHost()
+    told = events(tmp_path, host)
+    assert Previewed not in map(type, told) and len(host.did) == 3
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("boom"), torch.OutOfMemoryError("short"), Interrupted(), OSError("full")]
+)
+def test_a_preview_that_fails_or_is_cancelled_costs_nothing_else(tmp_path, error, caplog):
+    *rest, ended = events(tmp_path, FakeHost(sampling=error), preview=Preview())
+    assert isinstance(ended, Ended) and ended.learnt.step == 3 and len(ended.losses) == 3
+    assert same(load_embedding(ended.path), ended.learnt)
+    assert Previewed not in map(type, rest)
+    assert "what was learnt is kept" in caplog.text
+
+
+def test_a_preview_that_cannot_be_written_is_shown(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("textinv_core.training.folder.save_picture", full)
+    *_, previewed, ended = events(tmp_path, preview=Preview())
+    assert isinstance(previewed, Previewed) and isinstance(ended, Ended)
+
+
+def test_frames_of_a_video_are_previewed(tmp_path):
+    host = FakeHost(sampling=torch.rand(5, 8, 8, 3))
+    *_, previewed, _ = events(tmp_path, host, preview=Preview())
+    assert previewed.pictures.shape == (5, 8, 8, 3)
+
+
+# Stops
+
+
+def test_the_host_has_its_model_back_when_nobody_listens_any_more(tmp_path):
+    host = FakeHost()
+    flags = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    with torch.inference_mode():
+        within = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        told = learn(host, fake_pictures(), fake_embedding(), settings(), tmp_path)
+        with closing(told):
+            started, step = next(told), next(told)
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == within
+    assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == flags
+    assert host.did[-1] == "unload"
+    assert same(load_embedding(started.folder.newest()), step.learnt)
+
+
+def test_an_interrupt_keeps_what_was_learnt(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "textinv")
+    model = FakeModel(is_interrupted=lambda calls: calls == 2)
+    host = FakeHost(model)
+    told = learn(host, fake_pictures(), fake_embedding(), settings(), tmp_path, preview=Preview())
+    started, *_ = (next(told) for _ in range(4))
+    with pytest.raises(Interrupted):
+        next(told)
+    assert host.did == ["encode", "load", "unload"]  # and no preview
+    assert load_embedding(started.folder.newest()).step == 2
+    assert "stopped at step 2" in caplog.text
+
+
+def test_the_random_state_is_as_it_was(tmp_path):
+    class Seeding(FakeModel):
+        def predict(self, *arguments):
+            torch.manual_seed(1)
+            return super().predict(*arguments)
+
+    before = torch.get_rng_state()
+    events(tmp_path, FakeHost(Seeding()))
+    assert torch.equal(torch.get_rng_state(), before)

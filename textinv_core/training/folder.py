@@ -1,0 +1,126 @@
+"""The folder a training leaves behind: the only place that knows a path in it."""
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..embedding import Embedding
+from ..files import write_atomically
+from ..formats import save_embedding
+from ..images import save_picture
+
+CSV_HEADER = "step,epoch,epoch_step,loss,learn_rate\n"  # A1111's
+
+
+class LossRow(NamedTuple):
+    """A line of the losses: the step, from 1; the epoch and the step in it, from 0; loss; learning rate."""
+
+    step: int
+    epoch: int
+    epoch_step: int
+    loss: float
+    learning_rate: float
+
+    def __str__(self) -> str:
+        return f"{self.step},{self.epoch},{self.epoch_step},{self.loss:.7f},{self.learning_rate:g}\n"
+
+    @classmethod
+    def read(cls, line: str) -> "LossRow":
+        """Raises ValueError for a line that is none, or not whole."""
+        step, epoch, epoch_step, loss, rate = line.split(",")
+        if not line.endswith("\n"):
+            raise ValueError("the line is not whole")
+        return cls(int(step), int(epoch), int(epoch_step), float(loss), float(rate))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`<root>/<name>/<date and time>/`. All that writes raises OSError where it cannot."""
+
+    path: Path
+
+    @classmethod
+    def new(cls, root: Path, name: str, now: datetime | None = None) -> "RunFolder":
+        """Make a new one, with a number behind where there is one of this second already."""
+        stamp = (now or datetime.now()).strftime("%Y-%m-%d_%H-%M-%S")
+        for n in range(1, 1000):
+            path = root / name / (stamp if n == 1 else f"{stamp}_{n}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(path)
+        raise FileExistsError(f"There are 999 folders {root / name / stamp}_* already.")
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """What the training was told, of the kinds JSON knows."""
+        write_atomically(self.path / "settings.json", json.dumps(settings, indent=2).encode())
+
+    # The losses
+
+    @property
+    def _losses(self) -> Path:
+        return self.path / "textual_inversion_loss.csv"
+
+    def append_losses(self, rows: Iterable[LossRow]) -> None:
+        """Write rows behind those that are there: all, or none where it cannot."""
+        text = "".join(map(str, rows))
+        # Without a buffer, which would write the rest when the file is closed.
+        with open(self._losses, "ab", buffering=0) as file:
+            size = file.tell()
+            data = (text if size else CSV_HEADER + text).encode()
+            try:
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(size)
+                raise
+
+    def losses(self) -> list[LossRow]:
+        """All rows that are whole; none where there is no file."""
+        rows = []
+        try:
+            with open(self._losses, encoding="utf-8", newline="") as file:
+                for line in file:
+                    if line != CSV_HEADER:
+                        rows.append(LossRow.read(line))
+        except (FileNotFoundError, ValueError):  # what comes behind a line that broke off is none
+            pass
+        return rows
+
+    def cut_losses(self, step: int) -> None:
+        """Drop all rows after `step`, and what is not whole: for a training that goes on from there."""
+        rows = "".join(str(row) for row in self.losses() if row.step <= step)
+        write_atomically(self._losses, (CSV_HEADER + rows).encode())
+
+    # Embeddings and pictures
+
+    def embedding(self, embedding: Embedding) -> Path:
+        """Where a copy of an embedding as it is now belongs."""
+        return self.path / "embeddings" / f"{embedding.name}-{embedding.step}.safetensors"
+
+    def save(self, embedding: Embedding) -> Path:
+        path = self.embedding(embedding)
+        path.parent.mkdir(exist_ok=True)
+        save_embedding(embedding, path)
+        return path
+
+    def newest(self) -> Path | None:
+        """The copy that was written last; None where there is none."""
+        copies = self.path.glob("embeddings/*.safetensors")
+        return max(copies, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+    def save_preview(self, picture: Tensor, embedding: Embedding) -> None:
+        """Keep a picture, float32 [H, W, 3] in 0..1, that was made with an embedding."""
+        save_picture(picture, self.path / "images" / f"{embedding.name}-{embedding.step}.png")
+
+    def save_plot(self, picture: Tensor) -> None:
+        """Keep a drawing of the losses, float32 [H, W, 3] in 0..1."""
+        save_picture(picture, self.path / "loss.png")

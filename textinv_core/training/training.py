@@ -1,0 +1,319 @@
+"""A training in progress: one optimizer step at a time, so that whoever runs it decides what to do between them."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..devices import is_out_of_memory, upload
+from ..errors import UserError
+from ..hosts.base import TrainableModel
+from ..schedule import LearningRateSchedule
+from .chance import chance
+from .examples import Example, batches_per_epoch, epoch
+from .learnable import Address, Batch, Learnable
+from .objective import draw_noise, prediction_loss
+from .parallel import ALONE, Processes
+from .settings import TrainSettings
+
+ZERO_GRADIENT_STEPS = 20
+# Latents of up to so many bytes in all stay on the model's device; more are sent there batch by batch.
+RESIDENT_LATENTS = 256 * 2**20
+
+
+class TrainingError(UserError):
+    """The training cannot go on, or not start; the message says why and what to try."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step that is done, and the one that the training will end with.
+
+    loss: mean over the step's batches, before the step. learnt: what the learnable has become, see its `snapshot`.
+    """
+
+    step: int
+    last_step: int
+    loss: float
+    learning_rate: float
+    learnt: Any
+
+    def __str__(self) -> str:
+        return f"step {self.step}/{self.last_step}, loss {self.loss:.4f}, rate {self.learning_rate:g}"
+
+
+def check(
+    learnable: Learnable, examples: Sequence[Example], settings: TrainSettings, processes: Processes = ALONE
+) -> LearningRateSchedule:
+    """The learning rates of a training, or UserError where it cannot start; looks at captions alone, not at latents.
+
+    `Training` does it; call it also before work that would be in vain.
+    """
+    if not examples:
+        raise TrainingError("There are no pictures to learn from.")
+    rates = LearningRateSchedule(settings.learning_rate, settings.steps, learnable.step)
+    prompts = (learnable.prompt(line, example) for line in settings.template for example in examples)
+    if not any(map(learnable.is_named, prompts)):
+        raise TrainingError(
+            f"Nothing would be learnt: no prompt of this training names the embedding, that is, contains [name] or "
+            f"embedding:{learnable.name}. With the template 'none' the captions themselves must do it; otherwise "
+            "choose another template."
+        )
+    if settings.gradient_accumulation % processes.count:
+        raise UserError(
+            f"{processes.count} processes cannot share {settings.gradient_accumulation} batches a step evenly; see "
+            "`parallel.shared`."
+        )
+    return rates
+
+
+class Training:
+    """A learnable being trained on `examples` by AdamW without weight decay, one optimizer step an `advance()`.
+
+    Its tensors and the optimizer are float32 whatever the model is, and live on the CPU: losses and gradients come
+    back from the model's device together, once a step, and nothing else waits for it. Counts on from
+    `learnable.step`, until `settings.steps` or where the learning rates end. Same seed and inputs give the same bits
+    on a CPU. A learnable that has been trained before sees the pictures, prompts, noise and orders it would have seen
+    without a stop; with `state`, of a training with the same inputs, everything goes on to the bit.
+
+    processes: from `parallel.join`. They share the `gradient_accumulation` batches of each step, which their number
+    has to divide (see `parallel.shared`), and exchange losses and gradients; each has to be given the same inputs, and
+    comes to the same. With equally many threads a process (`torchrun` sets OMP_NUM_THREADS to 1) those are the very
+    bits that one process would give.
+
+    Raises UserError as `check` does.
+    """
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        examples: Sequence[Example],
+        learnable: Learnable,
+        settings: TrainSettings,
+        processes: Processes = ALONE,
+        state: Mapping[str, Any] | None = None,
+    ):
+        self._rates = check(learnable, examples, settings, processes)
+        self.learnable, self.settings = learnable, settings
+        self.step, self.last_step = learnable.step, self._rates.last_step
+        self._model, self._processes = model, processes
+        self.batches_an_epoch = batches_per_epoch(examples, settings.batch_size)
+        self._order: tuple[int, list[list[int]]] = -1, []
+        with torch.inference_mode(False):
+            self._tensors = {
+                address: rows.detach().to("cpu", torch.float32, copy=True)
+                for address, rows in learnable.tensors.items()
+            }
+            stay = sum(example.latent.nbytes for example in examples) <= RESIDENT_LATENTS
+            self._examples = [_on(model.device, example) for example in examples] if stay else list(examples)
+        # Each row is a parameter of its own: Adam counts the steps of each, and passes over those without a gradient.
+        self._rows = {address: list(tensor.unbind()) for address, tensor in self._tensors.items()}
+        self._optimizer = torch.optim.AdamW(
+            [row for rows in self._rows.values() for row in rows], lr=self._rates.rate_at(self.step), weight_decay=0.0
+        )
+        # Gradients of a model in half precision would vanish below its smallest number.
+        self._scaler = torch.amp.GradScaler("cpu", enabled=model.dtype == torch.float16)
+        self._scaler.scale(torch.zeros(()))  # makes its scale, here and not on the model's device
+        self._without_gradient = 0
+        self._may_checkpoint = settings.gradient_checkpointing == "auto"
+        self._learnt = self._good = self.step, self._copy()
+        if state is not None:
+            self._go_on(state)
+        if settings.gradient_checkpointing == "on":
+            model.checkpoint_activations()
+
+    @property
+    def is_over(self) -> bool:
+        return self.step >= self.last_step
+
+    def learnt(self) -> Any:
+        """What has been learnt by the last step that is done and good; None if that is nothing."""
+        step, tensors = self._learnt
+        return None if step == self.learnable.step else self.learnable.snapshot(tensors, step)
+
+    def steps(self) -> Iterator[Step]:
+        """All steps that are left."""
+        while not self.is_over:
+            yield self.advance()
+
+    def advance(self) -> Step:
+        """Run one optimizer step.
+
+        Raises TrainingError when a loss or gradient is not finite, and when none has reached the tensors for 20 steps.
+        After a loss that is not finite, what has been learnt is what the last finite one was computed from. Raises
+        ConnectionError when another process is lost, and whatever the host raises to interrupt.
+        """
+        step, settings = self.step + 1, self.settings
+        rate = self._rates.rate_at(self.step)
+        first = self.step * settings.gradient_accumulation
+        batches = [self._batch(number) for number in range(first, first + settings.gradient_accumulation)]
+        own = batches[self._processes.rank :: self._processes.count]
+        results = torch.stack([self._loss_and_gradients(batch) for batch in own])
+        # Batch by batch, so that the sum is rounded alike however many processes there are.
+        total = reduce(torch.add, self._processes.gather(results.cpu()))
+        sizes = [tensor.numel() for tensor in self._tensors.values()]
+        loss, *gradients = total.split([1, *sizes])
+        self._check_loss(loss.item(), step, rate)
+        norm = self._set_gradients(gradients, step, rate)
+        self._check_reached(norm, batches)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._good, self._learnt = self._learnt, (step, self._copy())
+        self.step = step
+        return Step(step, self.last_step, loss.item(), rate, self.learnable.snapshot(self._learnt[1], step))
+
+    def state(self) -> dict[str, Any]:
+        """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; not
+        for after an error."""
+        step, tensors = self._learnt
+        good_step, good = self._good
+        return {
+            "step": step,
+            "tensors": list(tensors.values()),
+            "good_step": good_step,
+            "good": list(good.values()),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "scaler": self._scaler.state_dict(),
+            "without_gradient": self._without_gradient,
+        }
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        self.step = state["step"]
+        for tensor, kept in zip(self._tensors.values(), state["tensors"], strict=True):
+            tensor.copy_(kept)
+        self._learnt = self.step, self._copy()
+        self._good = state["good_step"], dict(zip(self._tensors, state["good"], strict=True))
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._scaler.load_state_dict(state["scaler"])
+        self._without_gradient = state["without_gradient"]
+
+    def _copy(self) -> dict[Address, Tensor]:
+        # An interrupt can come in the midst of an update, when the tensors are those of no step.
+        return {address: tensor.clone() for address, tensor in self._tensors.items()}
+
+    def _batch(self, number: int) -> Batch:
+        settings = self.settings
+        epoch_number, place = divmod(number, self.batches_an_epoch)
+        if self._order[0] != epoch_number:
+            generator = chance(settings.seed, "order", epoch_number)
+            self._order = epoch_number, epoch(self._examples, settings.batch_size, generator)
+        chosen = [self._examples[i] for i in self._order[1][place]]
+        generator = chance(settings.seed, "prompts", number)
+        lines = torch.randint(len(settings.template), (len(chosen),), generator=generator).tolist()
+        prompts = [
+            self.learnable.prompt(settings.template[line], example) for line, example in zip(lines, chosen, strict=True)
+        ]
+        return Batch(number, number // settings.gradient_accumulation + 1, settings.seed, chosen, prompts)
+
+    def _loss_and_gradients(self, batch: Batch) -> Tensor:
+        """A batch's share of the step's loss, and its gradients, scaled for half precision: float32 [1 + all], on the
+        model's device."""
+        self._model.check_interrupted()
+        try:
+            return self._computed(batch)
+        except RuntimeError as error:
+            if not (self._may_checkpoint and is_out_of_memory(error)):
+                raise
+        # Behind the handler and in a second call, because the error and its frames hold all that fills the memory.
+        self._may_checkpoint = False
+        self._model.checkpoint_activations()
+        return self._computed(batch)
+
+    def _computed(self, batch: Batch) -> Tensor:
+        tensors = {
+            address: upload(tensor, self._model.device).detach().requires_grad_()
+            for address, tensor in self._tensors.items()
+        }
+        loss = self._loss(batch, tensors) / self.settings.gradient_accumulation
+        gradients = _gradients(loss * self._scaler.get_scale(), list(tensors.values()))
+        return torch.cat([loss.detach()[None], *(gradient.flatten() for gradient in gradients)])
+
+    def _loss(self, batch: Batch, tensors: Mapping[Address, Tensor]) -> Tensor:
+        model, settings = self._model, self.settings
+        batch = replace(batch, examples=[_on(model.device, example) for example in batch.examples])
+        latents = torch.stack([example.latent for example in batch.examples])
+        gaussian, t = draw_noise(
+            latents.shape,
+            len(model.noise_schedule),
+            chance(settings.seed, "noise", batch.number),
+            settings.min_timestep,
+            settings.max_timestep,
+        )
+        conditions = self.learnable.conditions(model, tensors, batch)
+        weights = _stacked_weights(batch.examples)
+        gaussian = upload(gaussian, model.device)
+        return prediction_loss(model, latents, gaussian, t, conditions, weights, settings.loss_weighting)
+
+    def _check_loss(self, loss: float, step: int, rate: float) -> None:
+        if math.isfinite(loss):
+            return
+        self._learnt = self._good  # those after it gave this loss
+        raise TrainingError(
+            f"The loss of step {step} is {loss}: the training has diverged. Try a lower learning rate (now {rate:g}), "
+            "precision fp32, or another init text; check that the VAE fits the model."
+        )
+
+    def _set_gradients(self, gradients: Sequence[Tensor], step: int, rate: float) -> float:
+        """Give each row its gradient, unscaled and clipped, or none where it is zero; returns the norm of all before
+        they were clipped, infinite where they overflowed and are to be tried smaller."""
+        settings = self.settings
+        for (address, tensor), gradient in zip(self._tensors.items(), gradients, strict=True):
+            tensor.grad = gradient.view_as(tensor)
+            for row, own in zip(self._rows[address], tensor.grad.unbind(), strict=True):
+                row.grad = own
+        self._scaler.unscale_(self._optimizer)
+        norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+        overflowed = self._scaler.is_enabled() and self._scaler.get_scale() > 1
+        if not math.isfinite(norm) and not overflowed:
+            raise TrainingError(
+                f"The gradients of step {step} are not finite: the training has diverged. Try a lower learning rate "
+                f"(now {rate:g}), gradient clipping, or precision fp32."
+            )
+        if settings.gradient_clipping == "norm":
+            torch.nn.utils.clip_grad_norm_(self._tensors.values(), settings.clip_at)
+        elif settings.gradient_clipping == "value":
+            torch.nn.utils.clip_grad_value_(self._tensors.values(), settings.clip_at)
+        for row in (row for rows in self._rows.values() for row in rows):
+            if row.grad is not None and not row.grad.any():
+                row.grad = None
+        return norm
+
+    def _check_reached(self, norm: float, batches: Sequence[Batch]) -> None:
+        if norm > 0:
+            self._without_gradient = 0
+        elif any(self.learnable.is_named(prompt) for batch in batches for prompt in batch.prompts):
+            # Otherwise the captions had nothing to teach.
+            self._without_gradient += 1
+        if self._without_gradient == ZERO_GRADIENT_STEPS:
+            raise TrainingError(
+                f"For {ZERO_GRADIENT_STEPS} steps no gradient has reached the embedding, so it does not change: this "
+                "model's prediction does not depend on it. Try precision fp32 and ComfyUI without attention or "
+                "speed-up options, and check that the CLIP belongs to the model."
+            )
+
+
+def _on(device: torch.device, example: Example) -> Example:
+    weights = None if example.weights is None else upload(example.weights, device)
+    return replace(example, latent=upload(example.latent, device), weights=weights)
+
+
+def _stacked_weights(examples: Sequence[Example]) -> Tensor | None:
+    """How much each place counts, float32 [B, h, w]; None where all do alike."""
+    if all(example.weights is None for example in examples):
+        return None
+    alike = torch.ones_like(examples[0].latent[(0,) * (examples[0].latent.ndim - 2)])
+    return torch.stack([alike if example.weights is None else example.weights for example in examples])
+
+
+def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Of `loss` with respect to each tensor; zeros where a batch's prompts do not name what is trained."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
