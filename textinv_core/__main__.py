@@ -6,13 +6,15 @@ import sys
 
 def main() -> None:
     try:
-        from .commands import app
+        from .commands import run
+    except KeyboardInterrupt:  # in the second in which this is imported
+        sys.exit(130)
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        if error.name not in ("cyclopts", "rich"):
             raise
         sys.exit(f'This command needs {error.name}, which is not installed. Type: pip install "textinv[standalone]"')
     try:
-        app()
+        run()
     except SystemExit as ended:
         if os.environ.get("WORLD_SIZE", "1") == "1":
             raise

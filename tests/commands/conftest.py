@@ -1,8 +1,6 @@
 """A small untrained model with pictures, and ways to run the command."""
 
-import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).parents[2]
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+from tests.processes import LAUNCHER, environment
 
 
 @dataclass(frozen=True)
@@ -37,27 +34,12 @@ class World:
         return [*self.model, "--images", str(self.folder / "pictures"), *size, "--init-text", "figure"]
 
 
-def benchmark(name: str) -> Any:
-    """A script of the toy world's; these import one another from their own folder."""
-    sys.path.insert(0, str(ROOT / "benchmarks" / "toyworld"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
-
-
 @pytest.fixture(scope="session")
-def toyworld() -> Any:
-    """The module that draws the toy world's pictures, and judges them."""
-    return benchmark("world")
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory, toyworld) -> World:
+def world(tmp_path_factory) -> World:
+    from benchmarks.toyworld import models, world
     from textinv_core.images import save_picture
 
     folder = tmp_path_factory.mktemp("world")
-    models, world = benchmark("models"), toyworld
     with torch.random.fork_rng():
         torch.manual_seed(0)
         words = world.words()
@@ -89,22 +71,20 @@ class Ended:
 
 
 @pytest.fixture
-def textinv(monkeypatch) -> Callable[..., Ended]:
+def textinv(monkeypatch, capsys) -> Callable[..., Ended]:
     """Run the command in this process."""
-    from typer.testing import CliRunner
-
-    from textinv_core.commands import app
+    from textinv_core.commands import run
 
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
 
-    def run(*arguments: object) -> Ended:
-        result = CliRunner().invoke(app, [*map(str, arguments)])
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Ended(result.exit_code, result.stdout, result.stderr)
+    def typed(*arguments: object) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run([*map(str, arguments)])
+        return Ended(ended.value.code, *capsys.readouterr())
 
-    return run
+    return typed
 
 
 @pytest.fixture
@@ -116,12 +96,10 @@ def start(tmp_path) -> Callable[..., subprocess.Popen]:
     started = []
 
     def begin(*arguments: object, launcher: tuple[str, ...] = (), **more: str) -> subprocess.Popen:
-        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
         program = [sys.executable, *launcher, "-m", "textinv_core"]
         process = subprocess.Popen(
             [*program, *map(str, arguments)],
-            env=environment,
+            env=environment(**more),
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("typer")
+pytest.importorskip("cyclopts")
 pytest.importorskip("diffusers")
 
 from textinv_core import Embedding, save_embedding

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("typer")
+pytest.importorskip("cyclopts")
 
 from textinv_core import Embedding, load_embedding, save_embedding
 from textinv_core.images import save_picture

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-pytest.importorskip("typer")
+pytest.importorskip("cyclopts")
 
 from textinv_core import Embedding, save_embedding
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("typer")
+pytest.importorskip("cyclopts")
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("train", "apply", "inspect", "convert", "demo")
@@ -44,7 +44,7 @@ def test_wrong_usage_ends_with_2(textinv, arguments):
 
 
 @pytest.mark.parametrize(
-    ("missing", "arguments"), [("typer", ["--help"]), ("diffusers", ["apply", "a", "--model", "m"])]
+    ("missing", "arguments"), [("cyclopts", ["--help"]), ("diffusers", ["apply", "a", "--model", "m"])]
 )
 def test_without_its_extra_it_says_what_to_install(missing, arguments):
     done = python(
@@ -53,3 +53,16 @@ def test_without_its_extra_it_says_what_to_install(missing, arguments):
     )
     assert done.returncode == 1
     assert 'pip install "textinv[standalone]"' in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--steps", "1.5"],
+        ["apply", "a cat", "--model", "m", "--count", "2.5"],
+        ["inspect", "f", "--words", "1.5"],
+    ],
+)
+def test_whole_numbers_are_not_rounded(textinv, arguments):
+    done = textinv(*arguments)
+    assert done.code == 2 and "is no whole number" in done.err

@@ -5,18 +5,17 @@ import logging
 
 import pytest
 
-pytest.importorskip("typer")
-
-import typer
+pytest.importorskip("cyclopts")
 
 from textinv_core.commands.output import Report, failing, logging_to_stderr
-from textinv_core.training.loop import TrainingError
+from textinv_core.errors import UserError
+from textinv_core.training.training import TrainingError
 
 
 def status(error, report=None, code=1):
-    with pytest.raises(typer.Exit) as ended, failing(report or Report(), code):
+    with pytest.raises(SystemExit) as ended, failing(report or Report(), code):
         raise error
-    return ended.value.exit_code
+    return ended.value.code
 
 
 def test_text_goes_to_stdout_and_with_json_to_stderr(capsys):
@@ -43,18 +42,18 @@ def test_a_quiet_one_says_failures_alone(capsys):
     quiet.say("x")
     quiet.facts(event="e")
     assert capsys.readouterr() == ("", "")
-    assert status(ValueError("why"), quiet) == 1
+    assert status(UserError("why"), quiet) == 1
     assert capsys.readouterr() == ("", "why\n")
 
 
-@pytest.mark.parametrize("error", [ValueError("why"), FileNotFoundError("why"), TrainingError("why")])
+@pytest.mark.parametrize("error", [UserError("why"), FileNotFoundError("why"), TrainingError("why")])
 def test_what_is_meant_for_the_user_is_a_sentence(error, capsys):
     assert status(error, code=2) == 2
     assert capsys.readouterr().err == "why\n"
 
 
 def test_with_json_failures_are_facts_too(capsys):
-    status(ValueError("why"), Report(as_json=True))
+    status(UserError("why"), Report(as_json=True))
     assert json.loads(capsys.readouterr().out) == {"event": "error", "message": "why", "exit_code": 1}
 
 
@@ -62,7 +61,9 @@ def test_an_interrupt_is_130():
     assert status(KeyboardInterrupt()) == 130
 
 
-@pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("ours"), ModuleNotFoundError("ours", name="ours")])
+@pytest.mark.parametrize(
+    "error", [ValueError("ours"), KeyError("ours"), RuntimeError("ours"), ModuleNotFoundError("ours", name="ours")]
+)
 def test_mistakes_of_ours_keep_their_traceback(error):
     with pytest.raises(type(error)), failing(Report()):
         raise error
@@ -75,3 +76,8 @@ def test_the_log_takes_the_place_of_the_bar_and_is_as_it_was_afterwards(capsys):
         log.info("step 5")
     assert "step 5" in capsys.readouterr().err
     assert log.handlers == before
+
+
+def test_want_of_memory_is_a_sentence_whatever_torch_calls_it(capsys):
+    assert status(RuntimeError("CUDA error: out of memory")) == 1
+    assert capsys.readouterr().err == "CUDA error: out of memory\n"

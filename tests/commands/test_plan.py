@@ -1,211 +1,47 @@
-"""Settings files, flags, and what the two make together."""
+"""What a training is to do, and what of it decides its result."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("typer")
-
-from textinv_core.commands.plan import check_paths, facts_of, plans, read_file
-from textinv_core.prompts import TEMPLATES
-from textinv_core.training.presets import PRESETS
+from textinv_core.commands.plan import Plan, check_paths, facts_of
+from textinv_core.errors import UserError
+from textinv_core.image_settings import ImageSettings
+from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.settings import TrainSettings
 
-LEAST = {"model": "m.safetensors", "name": "cat", "images": "cats"}
-
-
-def plan(told, flags=None):
-    [made], are_jobs = plans({**LEAST, **told}, flags or {})
-    assert not are_jobs
-    return made
-
-
-def refused(told, flags=None):
-    with pytest.raises(ValueError) as error:
-        plans({**LEAST, **told}, flags or {})
-    return str(error.value)
-
-
-def test_the_least_takes_every_default_of_the_core():
-    made = plan({})
-    assert made.train == TrainSettings(TEMPLATES["subject"])
-    assert (made.model, made.name, made.images.folder) == (Path("m.safetensors"), "cat", Path("cats"))
-    assert (made.images.width, made.shuffle.mode, made.vectors) == (512, "off", 2)
-
-
-def test_the_defaults_are_the_preset_for_a_subject():
-    assert replace(plan({"preset": "subject"}), preset="") == plan({})
-
-
-def test_flags_win_over_the_file_setting_by_setting():
-    file = {"vectors": 3, "train": {"steps": 10, "seed": 4}, "images": {"folder": "a", "flip": True}}
-    made = plan(file, {"vectors": 5, "train": {"steps": 20}, "images": {"flip": False}})
-    assert (made.vectors, made.train.steps, made.train.seed) == (5, 20, 4)
-    assert (made.images.folder, made.images.flip) == (Path("a"), False)
-
-
-def test_a_preset_lies_under_everything_else():
-    told = {"preset": "style", "vectors": 2, "train": {"batch_size": 3}}
-    made = plan(told, {"train": {"learning_rate": "0.5"}})
-    assert made.train.template == TEMPLATES["style"]
-    assert (made.vectors, made.train.batch_size, made.train.learning_rate) == (2, 3, "0.5")
-    assert made.train.steps == PRESETS["style"]["train"]["steps"]
-    assert "no preset 'stile'; there are subject and style" in refused({"preset": "stile"})
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_made_of_settings(name):
-    made = plan({"preset": name})
-    assert {key: getattr(made.train, key) for key in PRESETS[name]["train"]} == PRESETS[name]["train"]
-
-
-def test_jobs_win_over_what_is_common_and_flags_over_jobs():
-    told = {"train": {"steps": 10}, "job": [{"name": "a", "train": {"seed": 1}}, {"name": "b", "images": "dogs"}]}
-    (a, b), are_jobs = plans({**LEAST, **told}, {"train": {"batch_size": 2}})
-    assert are_jobs
-    assert (a.name, a.train.steps, a.train.seed, a.train.batch_size, a.images.folder) == ("a", 10, 1, 2, Path("cats"))
-    assert (b.name, b.train.steps, b.train.seed, b.train.batch_size, b.images.folder) == ("b", 10, 0, 2, Path("dogs"))
-
-
-def test_a_template_is_a_name_or_lines():
-    assert plan({"template": "style"}).train.template == TEMPLATES["style"]
-    assert plan({"template": "a [name]"}).train.template == ("a [name]",)
-    assert plan({"template": ["a [name]", "the [name]"]}).train.template == ("a [name]", "the [name]")
-    assert "'stile'" in refused({"template": "stile"})
-    assert "does not say [name]" in refused({"template": ["a [name]", "no"]})
-
-
-def test_other_embeddings_are_files():
-    assert plan({}).embedding == ()
-    assert plan({"embedding": "dog.pt"}).embedding == (Path("dog.pt"),)
-    made = plan({"embedding": ["dog.pt"]}, {"embedding": ["a.pt", "b.pt"]})
-    assert made.embedding == (Path("a.pt"), Path("b.pt"))
-    assert facts_of(made)["embedding"] == ["a.pt", "b.pt"]
-
-
-def test_a_rate_may_be_written_as_a_number():
-    assert plan({"train": {"learning_rate": 0.001}}).train.learning_rate == "0.001"
-
-
-@pytest.mark.parametrize(
-    ("told", "key", "advice"),
-    [
-        ({"nmae": "x"}, "'nmae'", "Did you mean 'name'?"),
-        ({"train": {"step": 5}}, "'step' in [train]", "Did you mean 'steps'?"),
-        ({"steps": 5}, "'steps'", "It belongs into [train]."),
-        ({"train": {"vectors": 5}}, "'vectors' in [train]", "to the top"),
-        ({"batchsize": 5}, "'batchsize'", "Did you mean 'batch_size' in [train]?"),
-        ({"shuffel": {}}, "'shuffel'", "Did you mean 'shuffle'?"),
-        ({"shuffle": {"zzz": 1}}, "'zzz' in [shuffle]", "There are mode, per,"),
-        ({"from_": "x"}, "'from_'", "Did you mean 'from'?"),
-        ({"job": [{"nmae": "x"}]}, "'nmae'", "Did you mean 'name'?"),
-    ],
-)
-def test_a_key_that_means_nothing_is_named_with_the_nearest_that_does(told, key, advice):
-    message = refused(told)
-    assert key in message and advice in message
-
-
-@pytest.mark.parametrize(
-    ("told", "words"),
-    [
-        ({"train": {"steps": "many"}}, "'steps' in [train] is 'many'; it must be a whole number"),
-        ({"train": {"steps": True}}, "it must be a whole number"),
-        ({"train": {"steps": 1.5}}, "it must be a whole number"),
-        ({"name": 7}, "'name' is 7; it must be a text"),
-        ({"images": {"folder": "a", "flip": "yes"}}, "it must be true or false"),
-        ({"template": [1]}, "it must be a text or a list of texts"),
-        ({"train": 5}, "write [train]"),
-        ({"job": {"name": "x"}}, "[[job]]"),
-        ({"train": {"steps": 0}}, "steps cannot be 0"),
-        ({"train": {"learning_rate": "fast"}}, "'fast'"),
-        ({"shuffle": {"mode": "wild"}}, "'wild'"),
-        ({"name": "my cat"}, "Try 'my_cat'"),
-        ({"name": ""}, "no name"),
-        ({"images": {"flip": True}}, "--images"),
-        ({"images": {"folder": "a", "width": 0}}, "0x512"),
-        (
-            {"images": {"folder": "a", "captions": "txt"}},
-            "no --captions 'txt'; there are auto, sidecar, filename, none",
-        ),
-        ({"images": {"folder": "a", "resize": "zoom"}}, "no --resize 'zoom'; there are crop, squash, keep"),
-        ({"images": {"folder": "a", "filename_word_regex": "[a"}}, "--filename-word-regex"),
-        ({"images": {"folder": "a", "filename_word_regex": "(a)(b)"}}, "2 groups"),
-        ({"images": {"folder": "a", "filename_word_regex": "a{99999999999}"}}, "--filename-word-regex"),
-        ({"train": {"seed": -1}}, "seed cannot be -1"),
-        ({"vectors": 76}, "76"),
-        ({"precision": "fp8"}, "'fp8'"),
-        ({"template": "none", "images": {"folder": "a", "captions": "none"}}, "[filewords]"),
-    ],
-)
-def test_a_bad_value_is_named(told, words):
-    assert words in refused(told)
-
-
-def test_a_model_there_must_be():
-    with pytest.raises(ValueError, match="--model"):
-        plans({"name": "cat", "images": "cats"}, {})
-
-
-def test_clip_at_may_be_whole():
-    assert plan({"train": {"clip_at": 1}}).train.clip_at == 1.0
-
-
-def test_to_go_on_needs_no_name():
-    assert plan({"name": "", "from": "cat-5.pt"}).from_ == Path("cat-5.pt")
+PLAN = Plan(Path("m.safetensors"), ImageSettings(Path("cats")), TrainSettings(("a [name]",)), name="cat")
 
 
 def test_what_decides_a_job_is_everything_but_places():
-    common = plan({"output": "a", "plot": True, "device": "cpu"})
-    assert facts_of(common) == facts_of(plan({}))
-    assert facts_of(common)["images"]["folder"] == "cats"
-    assert facts_of(plan({"vectors": 3})) != facts_of(common)
-    assert facts_of(plan({"shuffle": {"mode": "all"}})) != facts_of(common)
+    elsewhere = replace(PLAN, output=Path("a"), plot=True, device="cpu", preset="subject")
+    assert facts_of(elsewhere) == facts_of(PLAN)
+    assert facts_of(PLAN)["images"]["folder"] == "cats"
+    assert facts_of(replace(PLAN, vectors=3)) != facts_of(PLAN)
+    assert facts_of(replace(PLAN, shuffle=ShuffleConfig("all"))) != facts_of(PLAN)
+    files = (Path("a.pt"), Path("b.pt"))
+    assert facts_of(replace(PLAN, embedding=files))["embedding"] == ["a.pt", "b.pt"]
 
 
-def test_a_file_is_read_as_toml(tmp_path):
-    file = tmp_path / "a.toml"
-    file.write_text('name = "käse"\n[train]\nsteps = 3\n', encoding="utf-8")
-    assert read_file(file) == {"name": "käse", "train": {"steps": 3}}
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"name = ", "as TOML"),
-        (b"name = '\xff'", "as TOML"),
-        (b"a = " + b"[" * 100_000, "as TOML"),
-        (b"#" * 1024**2 + b"#", "1 MiB"),
-    ],
-)
-def test_a_file_that_cannot_be_settings_is_refused(tmp_path, data, words):
-    file = tmp_path / "a.toml"
-    file.write_bytes(data)
-    with pytest.raises(ValueError, match=words):
-        read_file(file)
-
-
-def test_a_bad_value_of_any_depth_is_named():
-    deep = {}
-    for _ in range(100_000):
-        deep = {"a": deep}
-    assert "it must be a whole number" in refused({"train": {"steps": deep}})
+def test_how_often_it_is_saved_decides_nothing():
+    often = replace(PLAN.train, save_every=1, gradient_checkpointing="on")
+    assert facts_of(replace(PLAN, train=often)) == facts_of(PLAN)
 
 
 def test_paths_that_lead_nowhere_are_named_with_their_flags(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"")
-    there = {"model": file, "images": {"folder": tmp_path}, "model_config": tmp_path, "from": file}
-    check_paths(plan({}, there))
+    there = replace(PLAN, model=file, images=ImageSettings(tmp_path), model_config=tmp_path, from_=file)
+    check_paths(there)
     nowhere = tmp_path / "nowhere"
-    for flag, told in (
+    for flag, changed in (
         ("--model", {"model": nowhere}),
         ("--model-config", {"model_config": nowhere}),
-        ("--from", {"from": nowhere}),
-        ("--embedding", {"embedding": [file, nowhere]}),
+        ("--from", {"from_": nowhere}),
+        ("--embedding", {"embedding": (file, nowhere)}),
     ):
-        with pytest.raises(ValueError, match=f"{flag} is .*nowhere"):
-            check_paths(plan({}, {**there, **told}))
-    with pytest.raises(ValueError, match=r"--images is .*file"):
-        check_paths(plan({}, {**there, "images": {"folder": file}}))
+        with pytest.raises(UserError, match=f"{flag} is .*nowhere"):
+            check_paths(replace(there, **changed))
+    with pytest.raises(UserError, match=r"--images is .*file"):
+        check_paths(replace(there, images=ImageSettings(file)))

@@ -4,26 +4,39 @@ Nothing here imports torch before a command runs, so that help comes at once.
 """
 
 import os
+from collections.abc import Sequence
 
-import typer
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
 
 from .apply import apply
 from .convert import convert
 from .demo import demo
 from .inspect import inspect
+from .output import USAGE
 from .train import train
 
 # Else transformers tells of every part of it that is not installed; none is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-app = typer.Typer(
+app = App(
     name="textinv",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
     help="Teach a diffusion model a subject or a style from a handful of pictures, and use it in prompts as "
     "embedding:NAME.\n\n`textinv demo` shows it in two minutes; `textinv train --help` explains what to set.",
+    help_format="markdown",
+    help_flags=["--help"],
+    version_flags=[],
+    # Of a flag that comes twice the last counts, and lists have no flag that empties them.
+    default_parameter=Parameter(allow_repeating=True, negative_iterable=()),
 )
 for command in (train, apply, inspect, convert, demo):
-    app.command()(command)
+    app.command(command)
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Do what `arguments` say, by default those of this process. Ends with SystemExit, of 2 for wrong usage."""
+    try:
+        app(arguments, exit_on_error=False)
+    except CycloptsError as error:  # it has been said what is wrong
+        Console(stderr=True).print(f"Try: {' '.join(['textinv', *(error.command_chain or ())])} --help", markup=False)
+        raise SystemExit(USAGE) from None

@@ -4,48 +4,55 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from .output import USAGE, Report, failing
+from ..errors import UserError
+from ..hosts.precision import Precision
+from .output import USAGE, AsJson, Report, Whole, failing
 
 
 def apply(
-    prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What to draw, with embedding:NAME where it belongs.")
-    ],
-    model: Annotated[Path, typer.Option(help="A single file (.safetensors), or a folder in diffusers' layout.")],
+    prompts: Annotated[list[str], Parameter(help="What to draw, with embedding:NAME where it belongs.")],
+    /,
+    *,
+    model: Annotated[Path, Parameter(help="A single file (.safetensors), or a folder in diffusers' layout.")],
     embedding: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="An embedding file, in prompts embedding:NAME after the file's name; can come several times."
-        ),
+        Parameter(help="An embedding file, in prompts embedding:NAME after the file's name; can come several times."),
     ] = None,
-    negative: Annotated[str, typer.Option(help="What not to draw; it may name embeddings too.")] = "",
+    negative: Annotated[
+        str, Parameter(help="What not to draw; it may name embeddings too.", allow_leading_hyphen=True)
+    ] = "",
     width: Annotated[
-        int, typer.Option(help="Pixels; 0 takes the size the model was made for.", min=0, show_default=False)
+        Whole, Parameter(help="Pixels; 0 takes the size the model was made for.", validator=Number(gte=0))
     ] = 0,
-    height: Annotated[int, typer.Option(help="Pixels, as width.", min=0, show_default=False)] = 0,
+    height: Annotated[Whole, Parameter(help="Pixels, as width.", validator=Number(gte=0))] = 0,
     steps: Annotated[
-        int, typer.Option(help="Sampling steps: more take longer and look cleaner, up to a point.", min=1)
+        Whole,
+        Parameter(help="Sampling steps: more take longer and look cleaner, up to a point.", validator=Number(gte=1)),
     ] = 20,
     guidance: Annotated[
-        float, typer.Option(help="How closely to keep to the prompt: 1 not at all, above 10 colours burn.", min=1)
+        float,
+        Parameter(
+            help="How closely to keep to the prompt: 1 not at all, above 10 colours burn.", validator=Number(gte=1)
+        ),
     ] = 7.0,
-    seed: Annotated[int, typer.Option(help="The first picture's; the next ones count on from it.", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="Pictures for each prompt, all at once.", min=1)] = 1,
-    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path(),
+    seed: Annotated[
+        Whole, Parameter(help="The first picture's; the next ones count on from it.", validator=Number(gte=0))
+    ] = 0,
+    count: Annotated[Whole, Parameter(help="Pictures for each prompt, all at once.", validator=Number(gte=1))] = 1,
+    out: Annotated[Path, Parameter(help="The folder for the pictures.")] = Path(),
     model_config: Annotated[
-        Path | None, typer.Option(help="For a single file of unusual shape: its configurations.", show_default=False)
+        Path | None, Parameter(help="For a single file of unusual shape: its configurations.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...; auto takes the fastest there is.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; auto is bf16 on a CUDA GPU, else fp32.")] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Say on stdout what happens, one JSON object a line.")
-    ] = False,
+    device: Annotated[str, Parameter(help="cpu, cuda, mps, ...; auto takes the fastest there is.")] = "auto",
+    precision: Annotated[Precision, Parameter(help="auto is bf16 on a CUDA GPU, else fp32.")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Draw pictures with embeddings.
 
-    Examples:
+    For example:
 
         textinv apply "a photo of embedding:my-cat in the snow" --model sd15.safetensors \\
             --embedding my-cat.safetensors --count 4
@@ -64,25 +71,15 @@ def apply(
         _check_named([*prompts, negative], [each.name for each in embeddings])
     with failing(report):
         from ..files import numbered
-        from ..hosts import diffusers as host
+        from ..hosts.base import Sampling
         from ..images import save_picture
-        from .train import load_model
+        from .inputs import load_model
 
-        pipe = load_model(model, model_config, device, precision)
-        side = pipe.unet.config.sample_size * host.latent_multiple(pipe)
-        seeds = range(seed, seed + count)
+        host = load_model(model, model_config, device, precision)
+        shape = host.latent_shape(width, height)
+        seeds, sampling = range(seed, seed + count), Sampling(steps, guidance, negative)
         for number, prompt in enumerate(prompts, 1):
-            pictures = host.generate(
-                pipe,
-                prompt,
-                embeddings,
-                negative=negative,
-                width=width or side,
-                height=height or side,
-                steps=steps,
-                guidance=guidance,
-                seeds=seeds,
-            )
+            pictures = host.sample([prompt] * count, seeds, shape, sampling, embeddings)
             for each, picture in zip(seeds, pictures, strict=True):
                 path = numbered(out / f"{number:02}-{each}.png")
                 save_picture(picture, path)
@@ -91,17 +88,17 @@ def apply(
 
 
 def _check_named(prompts: list[str], names: list[str]) -> None:
-    """Raise ValueError unless all embeddings that prompts name are there, once."""
+    """Raise UserError unless all embeddings that prompts name are there, once."""
     from ..prompts import EMBEDDING, pieces, read_name
 
     again = [name for name, times in Counter(names).items() if times > 1]
     if again:
-        raise ValueError(f"Two of the embeddings are called {again[0]!r}, after their files. Rename one of them.")
+        raise UserError(f"Two of the embeddings are called {again[0]!r}, after their files. Rename one of them.")
     for prompt in prompts:
         named = [read_name(piece[len(EMBEDDING) :])[0] for piece, _ in pieces(prompt) if piece.startswith(EMBEDDING)]
         if missing := [name for name in named if name not in names]:
             known = ", ".join(names) if names else "none"
-            raise ValueError(
+            raise UserError(
                 f"The prompt {prompt!r} names the embedding {missing[0]!r}, which is not there; given: {known}. "
                 f"Add it as --embedding FILE, or correct the name."
             )

@@ -4,25 +4,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from .output import Report, failing
+from .output import AsJson, Report, failing
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="The embedding to read: .safetensors, .pt, .bin, or a picture.")],
-    out: Annotated[Path, typer.Argument(help="The file to write; its ending says of which kind.")],
+    file: Annotated[Path, Parameter(help="The embedding to read: .safetensors, .pt, .bin, or a picture.")],
+    out: Annotated[Path, Parameter(help="The file to write; its ending says of which kind.")],
+    /,
+    *,
     picture: Annotated[
         Path | None,
-        typer.Option(help="For .png: the picture to keep the embedding in, best with 64 or more pixels a side."),
+        Parameter(help="For .png: the picture to keep the embedding in, best with 64 or more pixels a side."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Say on stdout what happened, as one JSON object.")] = False,
+    overwrite: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Replace a file that is there.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write an embedding as another kind of file: .safetensors for ComfyUI, diffusers and most others; .pt and .png as
     AUTOMATIC1111 has them; .bin for older diffusers.
 
-    Examples:
+    For example:
 
         textinv convert old.pt my-cat.safetensors
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
+from ..image_settings import ImageSettings
 from ..prompts import TEMPLATES
 from ..shuffle import ShuffleConfig
 from ..training.settings import TrainSettings
-from .output import Report, failing, logging_to_stderr
-from .plan import Pictures, Plan
+from .output import AsJson, Report, failing, logging_to_stderr
+from .plan import Plan
 
 if TYPE_CHECKING:
     from ..embedding import Embedding
@@ -28,14 +29,13 @@ SETTINGS = TrainSettings(  # at a rate at which 200 steps are enough
 INIT_TEXT, VECTORS = "figure", 4
 SURROUNDINGS = ("red background", "pink hat", "yellow shirt", "red background, green hat")  # in none of the pictures
 ROWS, ACROSS = 4, 2
-SAMPLING = {"width": SIZE, "height": SIZE, "steps": 20, "guidance": 4.0}
+SAMPLING_STEPS, GUIDANCE = 20, 4.0
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for what comes out.")] = Path("textinv-demo"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Say on stdout what happens, one JSON object a line.")
-    ] = False,
+    *,
+    out: Annotated[Path, Parameter(help="The folder for what comes out.")] = Path("textinv-demo"),
+    as_json: AsJson = False,
 ) -> None:
     """Show what this is about, in about two minutes on a CPU.
 
@@ -61,15 +61,16 @@ def run(world: Path, out: Path, report: Report, settings: TrainSettings = SETTIN
     import torch
 
     from ..formats import save_embedding
-    from ..hosts import diffusers as host
+    from ..hosts.base import Sampling
     from ..images import save_picture
-    from .pictures import Column, comparison, loss_plot
-    from .train import load_model, load_pictures, starting_embedding, train_one
+    from .charts import Column, comparison, loss_plot
+    from .inputs import load_model, load_pictures, starting_embedding
+    from .train import train_one
 
     plan = Plan(
         model=world / "toyworld.safetensors",
         model_config=world,
-        images=Pictures(world / "pictures", width=SIZE, height=SIZE),
+        images=ImageSettings(world / "pictures", width=SIZE, height=SIZE),
         train=settings,
         shuffle=ShuffleConfig(),
         name=NAME,
@@ -80,21 +81,23 @@ def run(world: Path, out: Path, report: Report, settings: TrainSettings = SETTIN
     )
     trained = train_one(plan, report)
 
-    pipe = load_model(plan.model, plan.model_config, plan.device, plan.precision)
+    host = load_model(plan.model, plan.model_config, plan.device, plan.precision)
+
+    shape = host.latent_shape(SIZE, SIZE)
 
     def draw(embedding: "Embedding", addition: str, seeds: range) -> torch.Tensor:
-        prompt = f"embedding:{NAME}{addition}"
-        return host.generate(pipe, prompt, [embedding], seeds=seeds, **SAMPLING)
+        prompts = [f"embedding:{NAME}{addition}"] * len(seeds)
+        return host.sample(prompts, seeds, shape, Sampling(SAMPLING_STEPS, GUIDANCE), [embedding])
 
     report.say("Drawing the character before and after")
     seeds = range(ROWS * ACROSS)
     prompt = f"embedding:{NAME}"
     elsewhere = [draw(trained.embedding, f", {words}", range(ACROSS)) for words in SURROUNDINGS]
-    references = torch.stack(load_pictures(plan.images)[0][: ROWS * ACROSS])
+    references = torch.stack([picture.pixels for picture in load_pictures(plan.images)[: ROWS * ACROSS]])
     picture = comparison(
         [
             Column("reference photos", references, [f"{len(references)} pictures to learn from"], ACROSS),
-            Column("before", draw(starting_embedding(plan, pipe), "", seeds), [prompt], ACROSS),
+            Column("before", draw(starting_embedding(plan, host), "", seeds), [prompt], ACROSS),
             Column("after", draw(trained.embedding, "", seeds), [prompt], ACROSS),
             Column(
                 "after in new surroundings",

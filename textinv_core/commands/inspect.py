@@ -4,29 +4,31 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from .output import Report, failing
+from .output import AsJson, Report, Whole, failing
 
 if TYPE_CHECKING:
     from ..embedding import Embedding
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An embedding: .safetensors, .pt, .bin, or a picture with one in it.")],
+    file: Annotated[Path, Parameter(help="An embedding: .safetensors, .pt, .bin, or a picture with one in it.")],
+    /,
+    *,
     model: Annotated[
-        Path | None,
-        typer.Option(help="The model it is for, to compare it with the words that model knows.", show_default=False),
+        Path | None, Parameter(help="The model it is for, to compare it with the words that model knows.")
     ] = None,
     model_config: Annotated[
-        Path | None, typer.Option(help="For a single file of unusual shape: its configurations.", show_default=False)
+        Path | None, Parameter(help="For a single file of unusual shape: its configurations.")
     ] = None,
-    words: Annotated[int, typer.Option(help="How many of the nearest words to show.", min=1)] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Say it on stdout as one JSON object.")] = False,
+    words: Annotated[Whole, Parameter(help="How many of the nearest words to show.", validator=Number(gte=1))] = 5,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is in an embedding file: name, steps, model, and each vector's norm and nearest words.
 
-    Example:
+    For example:
 
         textinv inspect my-cat.safetensors --model sd15.safetensors
 
@@ -40,11 +42,9 @@ def inspect(
         embedding = load_embedding(file)
         nearest = {}
         if model:
-            from ..hosts import diffusers as host
-            from .train import load_model
+            from .inputs import load_model
 
-            pipe = load_model(model, model_config, "cpu", "fp32")
-            nearest = host.nearest_words(pipe, embedding, words)
+            nearest = load_model(model, model_config, "cpu", "fp32").nearest_words(embedding, words)
         facts = _facts(embedding, nearest)
         report.facts(file=str(file), **facts)
         _show(report, facts)

@@ -3,15 +3,34 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter, Token
 from rich.console import Console
 
+from ..errors import UserError
+
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+AsJson = Annotated[
+    bool,
+    Parameter(
+        name="--json", negative=(), show_default=False, help="Say on stdout what happens, one JSON object a line."
+    ),
+]
+
+
+def whole_number(_: type, tokens: Sequence[Token]) -> int:
+    """A flag's value, where cyclopts would round 1.5 to 2."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number.") from None
+
+
+Whole = Annotated[int, Parameter(converter=whole_number)]
 INSTALL = 'pip install "textinv[standalone]"'
 
 
@@ -39,12 +58,12 @@ class Report:
             print(json.dumps(facts, allow_nan=False), flush=True)  # JSON has no NaN, and other readers stop at it
 
 
-def complain(report: Report, message: str, code: int, **facts: Any) -> typer.Exit:
+def complain(report: Report, message: str, code: int, **facts: Any) -> SystemExit:
     """Say what went wrong; to be raised: the command then ends with the exit status `code`."""
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
     if report.as_json and not report.quiet:
         report.facts(event="error", message=message, exit_code=code, **facts)
-    return typer.Exit(code)
+    return SystemExit(code)
 
 
 @contextmanager
@@ -57,7 +76,7 @@ def failing(report: Report, code: int = FAILED) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in ("diffusers", "transformers", "tomli"):
+        if missing not in ("diffusers", "transformers", "msgspec", "tomli"):
             raise
         message = f"This command needs {missing}, which is not installed. Type: {INSTALL}"
         raise complain(report, message, FAILED) from None
@@ -70,15 +89,13 @@ def failing(report: Report, code: int = FAILED) -> Iterator[None]:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, UserError | OSError):
         return True
-    if "torch" not in sys.modules:
+    if "torch" not in sys.modules:  # which takes seconds to load, and cannot have run out of memory then
         return False
-    import torch
+    from ..devices import is_out_of_memory
 
-    from ..training.loop import TrainingError
-
-    return isinstance(error, TrainingError | torch.OutOfMemoryError)
+    return is_out_of_memory(error)
 
 
 @contextmanager

@@ -1,45 +1,40 @@
 """`textinv train`: from pictures to an embedding, or a list of such jobs."""
 
-import gc
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-from .options import given, with_flags
-from .output import FAILED, INTERRUPTED, USAGE, Report, complain, failing, logging_to_stderr
-from .plan import PANELS, Pictures, Plan, check_paths, facts_of, plans, read_file
+from ..errors import UserError
+from .flags import Flags
+from .inputs import load_model, load_pictures, starting_embedding
+from .output import FAILED, INTERRUPTED, USAGE, AsJson, Report, complain, failing, logging_to_stderr
+from .plan import Plan, check_paths, facts_of
+from .settings_file import plans, read_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..embedding import Embedding
+    from ..training.folder import RunFolder
     from ..training.jobs import Job
-    from ..training.loop import Progress
+    from ..training.learn import Event
     from ..training.parallel import Processes
-    from ..training.run import Trained
 
 RECENT = 20  # losses in the mean that is shown: single ones say more of their noise level than of progress
 
 
-@with_flags(PANELS)
 def train(
-    context: typer.Context,
-    settings: Annotated[
-        Path | None, typer.Argument(help="A settings file (TOML). Flags win over it.", show_default=False)
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Say on stdout what happens, one JSON object a line.")
-    ] = False,
-    **flags: Any,
+    settings: Annotated[Path | None, Parameter(help="A settings file (TOML). Flags win over it.")] = None,
+    /,
+    *,
+    flags: Flags | None = None,
+    as_json: AsJson = False,
 ) -> None:
     """Teach an embedding what your pictures show.
 
@@ -92,8 +87,7 @@ def train(
     """
     report = Report(as_json, quiet=os.environ.get("RANK", "0") != "0")
     with failing(report, USAGE):
-        told = read_file(settings) if settings else {}
-        todo, are_jobs = plans(told, given(PANELS, flags))
+        todo, are_jobs = plans(read_file(settings) if settings else {}, flags or {})
         if not are_jobs:
             check_paths(todo[0])
     with failing(report), logging_to_stderr():
@@ -105,7 +99,7 @@ def train(
             processes = join()
             with failing(report, USAGE):
                 plan = _shared(todo[0], processes, report)
-            trained = train_one(plan, report, processes, _command(context, processes))
+            trained = train_one(plan, report, processes, _command(processes))
             if processes.rank == 0:
                 _finish(plan, trained, report)
 
@@ -116,41 +110,50 @@ def _shared(plan: Plan, processes: "Processes", report: Report) -> Plan:
 
     settings = shared(plan.train, processes.count)
     if settings != plan.train:
-        told = f"{settings.gradient_accumulation} batches of {settings.batch_size}"
-        report.say(f"For {processes.count} processes, the pictures of a step are now {told}.")
+        batches = f"{settings.gradient_accumulation} batches of {settings.batch_size}"
+        report.say(f"For {processes.count} processes, the pictures of a step are now {batches}.")
     return replace(plan, train=settings)
 
 
-def _command(context: typer.Context, processes: "Processes") -> str:
+def _command(processes: "Processes") -> str:
     """What was typed to start this."""
-    program = context.find_root().info_name or "textinv"
+    program = "python -m textinv_core" if Path(sys.argv[0]).name == "__main__.py" else "textinv"
     if processes.count > 1:
         program = f"torchrun --nproc-per-node {processes.count} -m textinv_core"
     return f"{program} {shlex.join(sys.argv[1:])}"
 
 
-def _finish(plan: Plan, trained: "Trained", report: Report) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives, and where its record is."""
+
+    embedding: "Embedding"
+    losses: list[float]
+    folder: "RunFolder | None"
+
+
+def _finish(plan: Plan, trained: Trained, report: Report) -> None:
     """Leave the embedding where it is easily found, and say where."""
     from ..files import numbered
     from ..formats import save_embedding
 
+    embedding, folder = trained.embedding, trained.folder
+    assert folder is not None  # as in all processes but those that only help
     plan.output.mkdir(parents=True, exist_ok=True)
-    path = numbered(plan.output / f"{trained.embedding.name}.safetensors")
-    save_embedding(trained.embedding, path)
+    path = numbered(plan.output / f"{embedding.name}.safetensors")
+    try:
+        save_embedding(embedding, path)
+    except OSError as error:
+        copy = folder.newest()
+        where = f"Its newest copy is {copy}; train on from there with --from." if copy else "There is no copy of it."
+        raise UserError(f"The trained embedding could not be written: {error}. {where}") from error
     if plan.plot:
-        from ..images import save_picture
-        from .pictures import loss_plot
+        from .charts import loss_plot
 
-        first_step = (trained.embedding.step or 0) - len(trained.losses) + 1
-        save_picture(loss_plot(trained.losses, trained.embedding.name, first_step), trained.folder / "loss.png")
-    report.facts(
-        event="done",
-        embedding=str(path),
-        name=trained.embedding.name,
-        step=trained.embedding.step,
-        folder=str(trained.folder),
-    )
-    report.say(f"The record of the run: {trained.folder}")
+        first_step = (embedding.step or 0) - len(trained.losses) + 1
+        folder.save_plot(loss_plot(trained.losses, embedding.name, first_step))
+    report.facts(event="done", embedding=str(path), name=embedding.name, step=embedding.step, folder=str(folder.path))
+    report.say(f"The record of the run: {folder.path}")
     report.say(f"The embedding, embedding:{path.stem} in prompts: {path}")
 
 
@@ -161,10 +164,10 @@ def _train_jobs(todo: list[Plan], report: Report) -> None:
 
     roots = {plan.output for plan in todo}
     if len(roots) > 1:
-        raise ValueError(f"All jobs share one output folder; these have {', '.join(map(str, sorted(roots)))}.")
+        raise UserError(f"All jobs share one output folder; these have {', '.join(map(str, sorted(roots)))}.")
     unnamed = [number for number, plan in enumerate(todo, 1) if not plan.name]
     if unnamed:
-        raise ValueError(f"Job {unnamed[0]} has no name; each needs one of its own.")
+        raise UserError(f"Job {unnamed[0]} has no name; each needs one of its own.")
     by_name = {plan.name: plan for plan in todo}
     jobs = [Job(plan.name, facts_of(plan)) for plan in todo]
 
@@ -187,7 +190,7 @@ def _train_jobs(todo: list[Plan], report: Report) -> None:
         report.say(f"{outcome.name}: {outcome.state}{'. ' if outcome.message else ''}{outcome.message}")
     if failed := [outcome.name for outcome in outcomes if outcome.state == "failed"]:
         if report.quiet:
-            raise typer.Exit(FAILED)
+            raise SystemExit(FAILED)
         raise complain(report, f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}.", FAILED)
 
 
@@ -195,138 +198,74 @@ def _root(plan: Plan) -> Path:
     return plan.output / "textual_inversion"
 
 
-def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, command: str = "") -> "Trained":
+def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, command: str = "") -> Trained:
     """Train as `plan` says, showing progress, in a new run folder below its output.
 
     command: what starts this training, so that an interrupt can say what goes on with it; "" leaves interrupts to the
-    caller. Raises ValueError, OSError and TrainingError.
+    caller. Raises UserError and OSError.
     """
-    from ..dataset import encoded_examples
-    from ..embedding import with_model
     from ..formats import load_embedding
-    from ..hosts import diffusers as host
+    from ..training.learn import Started, learn
     from ..training.parallel import ALONE
-    from ..training.run import new_run_folder, run_training
+    from ..training.run import Ended
+    from ..training.training import Step
 
     processes = processes or ALONE
-    images, captions, masks = load_pictures(plan.images)  # before the model, which takes longer to fail
+    pictures = load_pictures(plan.images)  # before the model, which takes longer to fail
     report.say(f"Loading {plan.model}")
-    pipe = load_model(plan.model, plan.model_config, plan.device, plan.precision)
-    embedding = starting_embedding(plan, pipe)
-    others = [load_embedding(path) for path in plan.embedding]
-    examples = encoded_examples(images, captions, masks, host.latent_multiple(pipe), partial(host.encode_images, pipe))
-    height, width = (side * host.latent_multiple(pipe) for side in examples[0].latent.shape[-2:])
-    facts = {"textinv.sd_checkpoint_name": plan.model.stem, "modelspec.resolution": f"{width}x{height}"}
-    embedding = with_model(embedding, facts)
-    folder = new_run_folder(_root(plan), embedding.name) if processes.rank == 0 else _root(plan)
-    report.facts(
-        event="start",
-        name=embedding.name,
-        folder=str(folder),
-        pictures=len(examples),
-        vectors={key: len(rows) for key, rows in embedding.vectors.items()},
-        step=embedding.step or 0,
-        steps=plan.train.steps,
-    )
+    host = load_model(plan.model, plan.model_config, plan.device, plan.precision)
+    host = host.knowing([load_embedding(path) for path in plan.embedding])
+    embedding = starting_embedding(plan, host)
+    events = learn(host, pictures, embedding, plan.train, _root(plan), shuffle=plan.shuffle, processes=processes)
+    started = ended = None
+    reached = None
     try:
-        with host.trainable(pipe, others) as model, showing(report, plan, embedding, folder) as on_step:
-            return run_training(model, examples, embedding, plan.train, folder, plan.shuffle, on_step, processes)
+        with closing(events), showing(report, embedding.name, plan.train.steps) as show:
+            for event in events:
+                started = event if isinstance(event, Started) else started
+                reached = event.step if isinstance(event, Step) else reached
+                ended = event if isinstance(event, Ended) else ended
+                show(event)
     except KeyboardInterrupt:
-        if not command or processes.rank:
+        if not command or processes.rank or started is None or started.folder is None:
             raise
-        raise _stopped(report, command, folder, embedding.name) from None
+        raise _stopped(report, command, started.folder, embedding.name, reached) from None
+    assert started is not None and ended is not None  # the first event and the last one
+    return Trained(ended.learnt, ended.losses, started.folder)
 
 
-def _stopped(report: Report, command: str, folder: Path, name: str) -> typer.Exit:
-    """Say how to go on after an interrupt: with the newest of the embeddings that are kept, and the same settings."""
-    kept = sorted(folder.glob("embeddings/*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-    if not kept:
-        return complain(report, "Stopped before the first step; nothing was learnt yet.", INTERRUPTED)
-    go_on = f"{command} --from {shlex.quote(str(kept[-1]))}"  # of two --from, the last counts
-    report.facts(event="saved", name=name, path=str(kept[-1]))
-    return complain(report, f"Stopped. To go on, type:\n{go_on}", INTERRUPTED, go_on=go_on)
+def _stopped(report: Report, command: str, folder: "RunFolder", name: str, reached: int | None) -> SystemExit:
+    """Say how to go on after an interrupt: with the newest of the embeddings that are kept, and the same settings.
 
-
-_loaded: dict[tuple[Any, ...], Any] = {}  # what `load_model` was told last -> the pipeline
-
-
-def load_model(model: Path, config: Path | None, device: str, precision: str) -> Any:
-    """A pipeline, loaded once for all jobs in a row that use it; another one's memory is given back before.
-
-    Raises what `hosts.pipelines.load` does, and ValueError for a device there is not.
+    reached: the last step that was done, if any was.
     """
-    told = (model, config, device, precision)
-    if told not in _loaded:
-        _loaded.clear()
-        gc.collect()  # modules and their methods can refer to one another
-        _loaded[told] = _load_model(*told)
-    return _loaded[told]
-
-
-def _load_model(model: Path, config: Path | None, device: str, precision: str) -> Any:
-    import torch
-
-    from ..hosts import diffusers as host
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if precision == "auto":
-        half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-        precision = "bf16" if half else "fp32"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"There is no device {device!r} here: {str(error).splitlines()[0]}") from None
-    return host.load(model, config, device, dtype)
-
-
-def starting_embedding(plan: Plan, pipe: Any) -> "Embedding":
-    """What is trained: a new embedding, or the one in the file that `plan.from_` names, under the plan's name if it has
-    one. Raises ValueError where it does not fit the model."""
-    from ..embedding import check_name, create_embedding
     from ..formats import load_embedding
-    from ..hosts import diffusers as host
 
-    if not plan.from_:
-        rows = host.text_vectors(pipe, plan.init_text)
-        return create_embedding(plan.name, rows, plan.vectors, host.keeps_first_tokens(pipe))
-    embedding = load_embedding(plan.from_)
-    # Runs keep theirs as <name>-<step>.
-    name = plan.name or embedding.name.removesuffix(f"-{embedding.step}")
-    embedding = replace(embedding, name=check_name(name))
-    host.check_fits(pipe, embedding)
-    return embedding
-
-
-def load_pictures(pictures: Pictures) -> "tuple[list[Tensor], list[str], list[Tensor]]":
-    """Pictures, captions and masks, ready for training."""
-    from ..images import load_folder, preprocess
-
-    folder = pictures.folder.resolve()
-    loaded = load_folder(
-        folder.parent,
-        folder.name,
-        pictures.recursive,
-        pictures.captions,
-        pictures.filename_word_regex or None,
-        pictures.filename_join_string,
-    )
-    masks = loaded.masks if pictures.mask_loss else None
-    return preprocess(
-        loaded.images, loaded.captions, masks, pictures.width, pictures.height, pictures.resize, pictures.flip
-    )
+    kept = folder.newest()
+    if not kept:
+        lost = f"What was learnt by step {reached} could not be kept."
+        none = "Stopped before the first step; nothing was learnt yet."
+        return complain(report, f"Stopped. {lost}" if reached else none, INTERRUPTED)
+    step = load_embedding(kept).step
+    is_behind = step is not None and reached is not None and step < reached
+    lost = f" What was learnt from step {step} to {reached} could not be kept." if is_behind else ""
+    go_on = f"{command} --from {shlex.quote(str(kept))}"  # of two --from, the last counts
+    report.facts(event="saved", name=name, path=str(kept), step=step)
+    return complain(report, f"Stopped.{lost} To go on, type:\n{go_on}", INTERRUPTED, go_on=go_on)
 
 
 @contextmanager
-def showing(report: Report, plan: Plan, embedding: "Embedding", folder: Path) -> "Iterator[Callable[[Progress], None]]":
-    """A progress bar with loss, rate and time left, and JSON for each step, for what is called after each."""
+def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event], None]]":
+    """A progress bar with loss, rate and time left, and JSON for each event, for a function that is given them all."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..training.learn import Started
+    from ..training.run import Saved
+    from ..training.training import Step
 
     recent: list[float] = []
-    started = time.monotonic()
+    beginning = time.monotonic()
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -335,24 +274,37 @@ def showing(report: Report, plan: Plan, embedding: "Embedding", folder: Path) ->
         TimeRemainingColumn(),
     ]
     console = Console(stderr=True, quiet=report.quiet)
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(embedding.name, total=plan.train.steps, completed=embedding.step or 0, state="")
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=steps, state="")
 
-        def on_step(progress: "Progress") -> None:
-            recent[:] = [*recent[1 - RECENT :], progress.loss]
-            state = f"loss {sum(recent) / len(recent):.4f}  rate {progress.learning_rate:g}"
-            bar.update(task, completed=progress.step, total=progress.last_step, state=state)
-            report.facts(
-                event="step",
-                name=embedding.name,
-                step=progress.step,
-                last_step=progress.last_step,
-                loss=progress.loss,
-                learning_rate=progress.learning_rate,
-                seconds=round(time.monotonic() - started, 3),
-            )
-            if plan.train.save_every and progress.step % plan.train.save_every == 0:
-                path = folder / "embeddings" / f"{embedding.name}-{progress.step}.safetensors"
-                report.facts(event="saved", name=embedding.name, path=str(path), step=progress.step)
+        def show(event: "Event") -> None:
+            match event:
+                case Started():
+                    vectors, step = event.embedding.vectors, event.embedding.step or 0
+                    bar.update(task, completed=step)
+                    report.facts(
+                        event="start",
+                        name=name,
+                        folder=str(event.folder.path if event.folder else ""),
+                        pictures=event.pictures,
+                        vectors={key: len(rows) for key, rows in vectors.items()},
+                        step=step,
+                        steps=steps,
+                    )
+                case Step():
+                    recent[:] = [*recent[1 - RECENT :], event.loss]
+                    state = f"loss {sum(recent) / len(recent):.4f}  rate {event.learning_rate:g}"
+                    bar.update(task, completed=event.step, total=event.last_step, state=state)
+                    report.facts(
+                        event="step",
+                        name=name,
+                        step=event.step,
+                        last_step=event.last_step,
+                        loss=event.loss,
+                        learning_rate=event.learning_rate,
+                        seconds=round(time.monotonic() - beginning, 3),
+                    )
+                case Saved():
+                    report.facts(event="saved", name=name, path=str(event.path), step=event.step)
 
-        yield on_step
+        yield show

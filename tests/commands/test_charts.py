@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from textinv_core.commands import pictures
-from textinv_core.commands.pictures import Column, comparison, loss_plot, running_mean, ticks
+from textinv_core.commands import charts
+from textinv_core.commands.charts import Column, comparison, loss_plot, running_mean, ticks
 
 RED, GREEN, BLUE = (torch.tensor(c, dtype=torch.float32) for c in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
@@ -15,7 +15,7 @@ def where(picture, colour):
 
 
 def line(picture):
-    return where(picture, torch.tensor(pictures.LINE) / 255)
+    return where(picture, torch.tensor(charts.LINE) / 255)
 
 
 def test_a_running_mean_looks_back():
