@@ -6,9 +6,9 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..textinv_core import load_embedding, save_embedding
-from ..textinv_core.embedding import check_name, create_embedding
+from ..textinv_core.embedding import check_name
 from ..textinv_core.files import numbered
-from ..textinv_core.hosts import comfy as host
+from ..textinv_core.hosts.comfy import ComfyHost
 from ..textinv_core.images import save_picture
 from ..textinv_core.training.presets import PRESETS
 from .types import CATEGORY, EmbeddingType, sentence
@@ -54,8 +54,7 @@ class TextInvCreateEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, name, init_text, vectors) -> io.NodeOutput:
-        rows = host.text_vectors(clip, init_text)
-        return io.NodeOutput(create_embedding(name, rows, vectors, host.keeps_first_tokens(clip)))
+        return io.NodeOutput(ComfyHost(clip).create_embedding(name, init_text, vectors))
 
 
 class TextInvApplyEmbedding(io.ComfyNode):
@@ -77,7 +76,7 @@ class TextInvApplyEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, embedding) -> io.NodeOutput:
-        return io.NodeOutput(host.apply_embedding(clip, embedding))
+        return io.NodeOutput(ComfyHost(clip).apply(embedding))
 
 
 class TextInvSaveEmbedding(io.ComfyNode):

@@ -5,8 +5,9 @@ from functools import partial
 import folder_paths
 from comfy_api.latest import io
 
-from ..textinv_core.images import CAPTIONS, contained_folder, folder_fingerprint, list_subfolders, load_folder
-from .types import CATEGORY, sentence
+from ..textinv_core.image_settings import CAPTIONS, ImageSettings
+from ..textinv_core.images import as_lists, contained_folder, folder_fingerprint, list_subfolders, load_folder
+from .types import CATEGORY, sentence, setting
 
 
 class TextInvLoadImages(io.ComfyNode):
@@ -25,31 +26,10 @@ class TextInvLoadImages(io.ComfyNode):
                     default=".",
                     tooltip="The folder to load, below ComfyUI's input folder; '.' is the input folder itself.",
                 ),
-                io.Boolean.Input(
-                    "recursive",
-                    default=False,
-                    tooltip="Also load the pictures of all folders inside the folder.",
-                ),
-                io.Combo.Input(
-                    "captions",
-                    options=list(CAPTIONS),
-                    default="auto",
-                    tooltip="Where captions come from: the .txt file of the same name beside the picture (sidecar), "
-                    "the words of the file name (filename), the first of these there is (auto), or nowhere (none).",
-                ),
-                io.String.Input(
-                    "filename_word_regex",
-                    default="",
-                    advanced=True,
-                    tooltip="A regular expression that finds the words in a file name, such as [a-z]+. "
-                    "Empty takes the name as it is, without leading digits and dashes.",
-                ),
-                io.String.Input(
-                    "filename_join_string",
-                    default=" ",
-                    advanced=True,
-                    tooltip="What is put between the words that the regular expression finds.",
-                ),
+                setting(io.Boolean, ImageSettings, "recursive"),
+                setting(io.Combo, ImageSettings, "captions", options=list(CAPTIONS)),
+                setting(io.String, ImageSettings, "filename_word_regex", advanced=True),
+                setting(io.String, ImageSettings, "filename_join_string", advanced=True),
                 io.String.Input(
                     "folder_text",
                     default="",
@@ -77,14 +57,14 @@ class TextInvLoadImages(io.ComfyNode):
         # Naming `folder` here also switches off the host's check against the list, which knows no new folders.
         if folder is None or folder_text is None:  # linked: known when the graph runs, and checked then
             return True
-        return sentence(partial(contained_folder, folder_paths.get_input_directory()), folder_text.strip() or folder)
+        return sentence(partial(contained_folder, folder_paths.get_input_directory()), _chosen(folder, folder_text))
 
     @classmethod
     def fingerprint_inputs(cls, folder, recursive, folder_text="", **kwargs):
         root = folder_paths.get_input_directory()
         if folder is None or recursive is None or folder_text is None:  # linked: could be any folder
             return folder_fingerprint(root, ".", recursive=True)
-        return folder_fingerprint(root, folder_text.strip() or folder, recursive)
+        return folder_fingerprint(root, _chosen(folder, folder_text), recursive)
 
     @classmethod
     def execute(
@@ -92,18 +72,18 @@ class TextInvLoadImages(io.ComfyNode):
     ) -> io.NodeOutput:
         loaded = load_folder(
             folder_paths.get_input_directory(),
-            folder_text.strip() or folder,
+            _chosen(folder, folder_text),
             recursive,
             captions,
             filename_word_regex or None,
             filename_join_string,
         )
-        return io.NodeOutput(
-            [image[None] for image in loaded.images],
-            loaded.captions,
-            [mask[None] for mask in loaded.masks],
-            loaded.names,
-        )
+        return io.NodeOutput(*as_lists(loaded.pictures))
+
+
+def _chosen(folder: str, folder_text: str) -> str:
+    """The folder that is written, else the one of the list, as it stands: spaces may belong to a name."""
+    return folder_text if folder_text.strip() else folder
 
 
 NODES = [TextInvLoadImages]

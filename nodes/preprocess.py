@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..textinv_core.images import RESIZE_MODES, preprocess
-from .types import CATEGORY
+from ..textinv_core.image_settings import RESIZE_MODES, ImageSettings
+from ..textinv_core.images import as_lists, as_pictures, preprocess
+from .types import CATEGORY, setting
 
 
 class TextInvPreprocess(io.ComfyNode):
@@ -30,34 +31,10 @@ class TextInvPreprocess(io.ComfyNode):
                     tooltip="A mask for each picture, or one for all: white is learnt, black is not. Masks of "
                     "Load Image are the other way round; put an Invert Mask between.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=512,
-                    min=64,
-                    max=8192,
-                    step=8,
-                    tooltip="The width of the pictures that come out, in pixels: 512 for SD1.x, 1024 for SDXL.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=512,
-                    min=64,
-                    max=8192,
-                    step=8,
-                    tooltip="The height of the pictures that come out, in pixels: 512 for SD1.x, 1024 for SDXL.",
-                ),
-                io.Combo.Input(
-                    "resize",
-                    options=list(RESIZE_MODES),
-                    default="crop",
-                    tooltip="How a picture gets that size: crop cuts what sticks out at both ends, squash changes "
-                    "its proportions, keep leaves it as it is and ignores width and height.",
-                ),
-                io.Boolean.Input(
-                    "flip",
-                    default=False,
-                    tooltip="Follow each picture by its mirror image. Not for text, or faces that should stay theirs.",
-                ),
+                setting(io.Int, ImageSettings, "width", min=64, max=8192, step=8),
+                setting(io.Int, ImageSettings, "height", min=64, max=8192, step=8),
+                setting(io.Combo, ImageSettings, "resize", options=list(RESIZE_MODES)),
+                setting(io.Boolean, ImageSettings, "flip"),
             ],
             outputs=[
                 io.Image.Output("images", is_output_list=True, tooltip="The pictures in their new size."),
@@ -69,8 +46,9 @@ class TextInvPreprocess(io.ComfyNode):
     @classmethod
     def execute(cls, images, width, height, resize, flip, captions=None, masks=None) -> io.NodeOutput:
         # As the node takes lists, single values come as lists of one.
-        images, captions, masks = preprocess(images, captions, masks, width[0], height[0], resize[0], flip[0])
-        return io.NodeOutput([image[None] for image in images], captions, [mask[None] for mask in masks])
+        pictures = as_pictures(images, captions, masks)
+        images, captions, masks, _ = as_lists(preprocess(pictures, width[0], height[0], resize[0], flip[0]))
+        return io.NodeOutput(images, captions, masks)
 
 
 NODES = [TextInvPreprocess]

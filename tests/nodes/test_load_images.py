@@ -59,6 +59,16 @@ def test_folder_text_wins_unless_empty(node, pictures):
     assert execute(node, folder="set/more", folder_text=" ")[3] == ["07 a dog"]
 
 
+@pytest.mark.parametrize("inputs", [{"folder": "cats "}, {"folder": ".", "folder_text": "cats "}])
+def test_spaces_can_belong_to_a_folder(node, pictures, inputs):
+    for name, picture in (("cats", "other"), ("cats ", "this")):
+        (pictures / name).mkdir()
+        Image.new("RGB", (3, 2)).save(pictures / name / f"{picture}.png")
+    assert node.validate_inputs(**inputs) is True
+    assert execute(node, **inputs)[3] == ["this"]
+    assert fingerprint(node, **inputs) != fingerprint(node, folder="cats")
+
+
 def test_choices(node, pictures):
     def options():
         return next(i for i in node.define_schema().inputs if i.id == "folder").options
