@@ -1,6 +1,10 @@
-"""What can only be seen from inside the host's process: gradients, flags, random state, weights."""
+"""What can only be seen from inside the host's process: gradients, flags, random state, weights, patches."""
 
 import pytest
+
+from tests.rig import PACK
+
+TOYWORLD = PACK / "textinv_core" / "toyworld"
 
 
 def test_stubs_are_like_the_host(inside):
@@ -37,3 +41,46 @@ def test_a_family_nothing_was_written_for(inside):
     assert found["learnt"] == {"clip_l": True, "clip_g": True, "t5xxl": True}
     assert found["losses"][-1] < 0.8 * found["losses"][0]
     assert found["velocity"] == 3.0  # noise - latent
+
+
+def test_pictures_on_a_model_for_videos(inside):
+    """Latents of one frame and five dimensions, two a batch, one of them masked; what videos' VAEs give is shown."""
+    seen = inside("video.py", TOYWORLD)
+    assert (seen["multiple"], seen["latent"]) == (8, [16, 1, 6, 8])
+    assert seen["learnt"] and len(seen["losses"]) == 8
+    assert seen["sample"] == [1, 48, 64, 3]
+    assert seen["frames"] == [2 * 9, 48, 64, 3]  # three frames of latents are nine of pictures
+    low, high = seen["range"]
+    assert 0 <= low < high <= 1
+
+
+@pytest.fixture(scope="module")
+def patched(inside) -> dict:
+    """Trainings on the toy world, patched."""
+    return inside("patched.py", TOYWORLD)
+
+
+@pytest.mark.parametrize("cache", ["easy", "lazy"])
+def test_core_s_caches_are_left_out_of_training(patched, cache):
+    assert patched[cache] == {
+        "losses": patched["plain"],
+        "wrappers as before": True,
+        "cache as before": True,
+        "samples": True,
+    }
+
+
+def test_other_wrappers_of_the_network_take_part(patched):
+    assert patched["wrapped"] == {"on the model": 2, "in its options": 2}
+
+
+def test_patches_tell_models_apart_and_leave_the_base_model_the_same(patched):
+    different, same = patched["marks"]["different"], patched["marks"]["same"]
+    identities = {name: identity for name, (_, identity) in different.items()}
+    assert len(set(identities.values())) == len(identities), identities
+    assert {name: identity for name, (_, identity) in same.items()} == dict.fromkeys(same, identities["patched"])
+    assert len({fingerprint for fingerprint, _ in [*different.values(), *same.values()]}) == 1
+
+
+def test_an_interrupt_is_heard_between_accumulated_batches(patched):
+    assert patched["interrupted"] == [1, True]

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 
-from textinv_core.hosts import diffusers as host
+from textinv_core.hosts.diffusers import load
 from textinv_core.hosts.pipelines import CONFIGS, _prediction
-from textinv_core.training.loss import prediction_loss
+from textinv_core.training.objective import prediction_loss
 
 # Checkpoint -> its family, and what its UNet has other than the family's.
 CHECKPOINTS = {
@@ -76,16 +76,16 @@ def test_hosts_agree(inside, checkpoints, checkpoint, tmp_path):
     model_file = tmp_path / "model.safetensors"
     # With narrow UNets a config is needed, but eps or v is to be found out as without one.
     noise = _prediction(load_file(model_file), family)
-    pipe = host.load(model_file, config_folder(tmp_path / "config", family, changed, noise))
+    host = load(model_file, config_folder(tmp_path / "config", family, changed, noise))
     model_file.unlink()  # up to 2 GB, and pytest keeps folders
-    assert host.widths(pipe) == widths
-    errors = {"latents": error(torch.stack(host.encode_images(pipe, list(given["images"]))), expected["latents"])}
+    assert host.widths == widths
+    errors = {"latents": error(torch.stack(host.encode(list(given["images"]))), expected["latents"])}
     latents = list(expected["latents"])
-    with host.trainable(pipe) as model:
+    with host.trainable(latents[0], len(latents)) as model:
         for case, prompts in cases.items():
             vectors = {key: given[f"vectors {key}"].clone().requires_grad_() for key in widths}
-            lookups = [lambda key, occurrence, v=vectors: v[key] * (1 + occurrence)] * len(prompts)
-            conditions = model.conditions(prompts, "my-dog", lookups, latents)
+            lookups = [{"my-dog": lambda key, occurrence, v=vectors: v[key] * (1 + occurrence)}] * len(prompts)
+            conditions = model.conditions(prompts, lookups, latents)
             loss = prediction_loss(model, expected["latents"], given["gaussian"], given["t"], conditions)
             gradients = torch.autograd.grad(loss, list(vectors.values()))
             errors[f"{case} loss"] = error(loss.detach(), expected[f"{case} loss"])

@@ -14,11 +14,11 @@ import comfy.sd  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import comfy.supported_models_base  # noqa: E402
 import comfy.text_encoders.sd3_clip as sd3_clip  # noqa: E402
-from textinv.textinv_core.dataset import Example  # noqa: E402
-from textinv.textinv_core.embedding import Embedding, initial_vectors  # noqa: E402
-from textinv.textinv_core.hosts import comfy as host  # noqa: E402
-from textinv.textinv_core.training.loop import train  # noqa: E402
+from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
+from textinv.textinv_core.training.examples import Example  # noqa: E402
+from textinv.textinv_core.training.learnable import LearnableEmbedding  # noqa: E402
 from textinv.textinv_core.training.settings import TrainSettings  # noqa: E402
+from textinv.textinv_core.training.training import Training  # noqa: E402
 
 logging.disable(logging.INFO)
 CPU = torch.device("cpu")
@@ -61,23 +61,22 @@ def load():
 
 with torch.inference_mode():
     model, clip = load()
-    rows = {key: initial_vectors(found, 2, True) for key, found in host.text_vectors(clip, "a dog").items()}
-    embedding = Embedding("my-dog", rows, 0)
+    host = ComfyHost(clip, model)
+    start = host.create_embedding("my-dog", "a dog", 2)
     with torch.inference_mode(False):
         latent = torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(1))
     examples = [Example(latent, "on grass"), Example(latent.flip(-1), "in snow")]
     settings = TrainSettings(("[name] [filewords]",), 12, "0.02", batch_size=2, gradient_accumulation=1)
-    with host.trainable(model, clip, latent, 2) as trainable:
-        losses = [progress.loss for progress in train(trainable, examples, embedding, settings)]
+    with host.trainable(latent, 2) as trainable:
+        steps = list(Training(trainable, examples, LearnableEmbedding(start), settings).steps())
         schedule = trainable.noise_schedule
-        learnt = next(train(trainable, examples, embedding, settings)).embedding()
     velocity = schedule.target(torch.tensor([[2.0]]), torch.tensor([[5.0]]), torch.tensor([300]))
 print(
     json.dumps(
         {
-            "widths": host.widths(clip),
-            "losses": losses,
-            "learnt": {key: not torch.equal(learnt.vectors[key], rows[key]) for key in rows},
+            "widths": host.widths,
+            "losses": [step.loss for step in steps],
+            "learnt": {key: not torch.equal(steps[0].learnt.vectors[key], rows) for key, rows in start.vectors.items()},
             "velocity": float(velocity),
         }
     )

@@ -3,7 +3,7 @@
 parity.py CHECKPOINT FOLDER
 
 CHECKPOINT: one that make_checkpoints.py made; its UNet and VAE are made anew. FOLDER has inputs.safetensors, and gets
-model.safetensors and comfy.safetensors. Prints the prompts that `hosts.windows` and the host read differently.
+model.safetensors and comfy.safetensors. Prints the prompts that `hosts.tokens` and the host read differently.
 """
 
 import json
@@ -19,9 +19,9 @@ import comfy.ldm.models.autoencoder  # noqa: E402
 import make_checkpoints  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from textinv.textinv_core.hosts import comfy as host  # noqa: E402
-from textinv.textinv_core.hosts.windows import tokens, windows  # noqa: E402
-from textinv.textinv_core.training.loss import prediction_loss  # noqa: E402
+from textinv.textinv_core.hosts.comfy import ComfyHost, tokenizer_with  # noqa: E402
+from textinv.textinv_core.hosts.tokens import tokens, windows  # noqa: E402
+from textinv.textinv_core.training.objective import prediction_loss  # noqa: E402
 
 # The real families' blocks, all of them as narrow as the first: those of make_checkpoints.py diffusers cannot describe.
 FOUR_LEVELS = {
@@ -60,14 +60,14 @@ def make_checkpoint(source: Path, target: Path):
 
 
 def different_windows(clip) -> list:
-    """Prompts of which some text encoder is fed something else than `hosts.windows` makes of them."""
+    """Prompts of which some text encoder is fed something else than `hosts.tokens` makes of them."""
     generator = random.Random(0)
     prompts = ["", "a cat", "embedding:my-dog", "tiny " * 200, "embedding:my-dog " * 40]
     prompts += ["".join(generator.choices(PIECES, k=generator.randint(1, 30))) for _ in range(400)]
     wrong = []
-    for key, encoder in host.encoders(clip).items():
-        vectors = torch.arange(3)[:, None].repeat(1, host.widths(clip)[key]).float()
-        known = host.tokenizer_with(clip, "my-dog", lambda *_, vectors=vectors: vectors)
+    for key, encoder in ComfyHost(clip).encoders.items():
+        vectors = torch.arange(3)[:, None].repeat(1, encoder.width).float()
+        known = tokenizer_with(clip, lambda _, name, vectors=vectors: vectors if name == "my-dog" else None)
         known = getattr(known, encoder.attribute)
         own = encoder.tokenizer
         for prompt in prompts:
@@ -83,33 +83,34 @@ def different_windows(clip) -> list:
     return wrong
 
 
-def plain(found) -> list:
-    """Windows so that they compare: -1 - i for vector i."""
-    return [[(-1 - int(t[0]) if torch.is_tensor(t) else t, weight) for t, weight in window] for window in found]
+def plain(windows) -> list:
+    """So that they compare: -1 - i for vector i."""
+    return [[(-1 - int(t[0]) if torch.is_tensor(t) else t, weight) for t, weight in window] for window in windows]
 
 
 def main():
     source, folder = map(Path, pack.ARGS)
     make_checkpoint(source, folder / "model.safetensors")
     model, clip, vae = pack.load_checkpoint(folder / "model.safetensors")
+    host = ComfyHost(clip, model, vae, "fp32")
     wrong = different_windows(clip)
     given = load_file(folder / "inputs.safetensors")
     with safe_open(folder / "inputs.safetensors", "pt") as file:
         cases = json.loads(file.metadata()["cases"])
     with torch.inference_mode():
-        latents = host.encode_images(model, vae, list(given["images"]))
+        latents = host.encode(list(given["images"]))
     latents = [latent.clone() for latent in latents]
-    found = {"latents": torch.stack(latents)}
-    with host.trainable(model, clip, latents[0], len(latents), "fp32") as trainable:
+    made = {"latents": torch.stack(latents)}
+    with host.trainable(latents[0], len(latents)) as trainable:
         for case, prompts in cases.items():
-            vectors = {key: given[f"vectors {key}"].clone().requires_grad_() for key in host.widths(clip)}
-            lookups = [lambda key, occurrence, v=vectors: v[key] * (1 + occurrence)] * len(prompts)
-            conditions = trainable.conditions(prompts, "my-dog", lookups, latents)
-            loss = prediction_loss(trainable, found["latents"], given["gaussian"], given["t"], conditions)
+            vectors = {key: given[f"vectors {key}"].clone().requires_grad_() for key in host.widths}
+            lookups = [{"my-dog": lambda key, occurrence, v=vectors: v[key] * (1 + occurrence)}] * len(prompts)
+            conditions = trainable.conditions(prompts, lookups, latents)
+            loss = prediction_loss(trainable, made["latents"], given["gaussian"], given["t"], conditions)
             gradients = torch.autograd.grad(loss, list(vectors.values()))
-            found[f"{case} loss"] = loss.detach()
-            found |= {f"{case} {key}": gradient for key, gradient in zip(vectors, gradients, strict=True)}
-    save_file(found, folder / "comfy.safetensors")
+            made[f"{case} loss"] = loss.detach()
+            made |= {f"{case} {key}": gradient for key, gradient in zip(vectors, gradients, strict=True)}
+    save_file(made, folder / "comfy.safetensors")
     print(json.dumps(wrong))
 
 

@@ -1,10 +1,13 @@
-"""Whether an applied embedding, a saved one and `names_embedding` agree with the host's parser; prints what does not.
+"""Whether an applied embedding, a copy of it, a saved one and `names_embedding` agree with the host's parser; prints
+what does not.
 
 prompts.py CHECKPOINT
 """
 
+import copy
 import itertools
 import json
+import pickle
 import random
 
 import pack
@@ -15,7 +18,7 @@ pack.load_pack()
 import folder_paths  # noqa: E402
 from textinv.textinv_core import save_embedding  # noqa: E402
 from textinv.textinv_core.embedding import Embedding  # noqa: E402
-from textinv.textinv_core.hosts import comfy as host  # noqa: E402
+from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
 from textinv.textinv_core.prompts import names_embedding, render  # noqa: E402
 
 NAME = "my-dog_2"
@@ -67,15 +70,23 @@ def tokenize(clip, prompt):
         return None
 
 
+def copies(clip):
+    """Clones of `clip` whose tokenizers have gone through what copies them."""
+    for way in (copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))):
+        clone = clip.clone()
+        clone.tokenizer = way(clip.tokenizer)
+        yield clone
+
+
 def main():
     _, clip, _ = pack.load_checkpoint(pack.ARGS[0])
+    host = ComfyHost(clip)
     with torch.inference_mode():
-        vectors = {key: torch.randn(3, width) for key, width in host.widths(clip).items()}
+        vectors = {key: torch.randn(3, width) for key, width in host.widths.items()}
         first = next(iter(vectors))
         mark = vectors[first][0].tolist()
         embedding = Embedding(NAME, vectors, 0)
-        applied = host.apply_embedding(clip, Embedding("between", vectors, 0))
-        applied = host.apply_embedding(applied, embedding)
+        applied = ComfyHost(host.apply(Embedding("between", vectors, 0))).apply(embedding)
         save_embedding(embedding, f"{folder_paths.get_folder_paths('embeddings')[0]}/{NAME}.safetensors")
 
         generator = random.Random(0)
@@ -84,21 +95,32 @@ def main():
         wrong = []
         for prompt in USUAL + made + rendered:
             by_file, by_apply = tokenize(clip, prompt), tokenize(applied, prompt)
-            found = by_apply is not None and mark in [t for windows in by_apply.values() for w in windows for t, _ in w]
+            is_named = by_apply is not None and mark in [t for ws in by_apply.values() for w in ws for t, _ in w]
             if by_file != by_apply:
                 wrong.append(["file and apply", prompt])
-            if found != names_embedding(prompt, NAME):
+            if is_named != names_embedding(prompt, NAME):
                 wrong.append(["names_embedding", prompt])
-            if prompt in rendered and not found:
+            if prompt in rendered and not is_named:
                 wrong.append(["render", prompt])
 
         # A name wins over a file of the same name, and the vectors are the file's to the bit.
-        other = host.apply_embedding(clip, Embedding(NAME, {k: v + 1 for k, v in vectors.items()}, 0))
+        other = host.apply(Embedding(NAME, {k: v + 1 for k, v in vectors.items()}, 0))
         if tokenize(other, f"embedding:{NAME}") == tokenize(clip, f"embedding:{NAME}"):
             wrong.append(["apply over file", NAME])
         encoded = [c.encode_from_tokens_scheduled(c.tokenize(f"a embedding:{NAME} cat"))[0] for c in (clip, applied)]
         if not torch.equal(encoded[0][0], encoded[1][0]):
             wrong.append(["conditioning", NAME])
+
+        # As the host's own CLIP, an applied one can be copied and pickled, and means the same.
+        for number, (own, applied_copy) in enumerate(zip(copies(clip), copies(applied), strict=True)):
+            for prompt in USUAL:
+                if tokenize(own, prompt) != tokenize(clip, prompt):
+                    wrong.append([f"the host's own copy {number}", prompt])
+                if tokenize(applied_copy, prompt) != tokenize(applied, prompt):
+                    wrong.append([f"copy {number}", prompt])
+            copied = applied_copy.encode_from_tokens_scheduled(applied_copy.tokenize(f"a embedding:{NAME} cat"))[0]
+            if not torch.equal(copied[0], encoded[1][0]):
+                wrong.append([f"conditioning of copy {number}", NAME])
     print(json.dumps(wrong))
 
 

@@ -1,11 +1,12 @@
 """Trainings on the toy world and on an SDXL in this process, and what rounding depends on here; see `tests/bits.py`.
 
-recorded.py WORLD SDXL FOLDER: the toy world's folder, a checkpoint; FOLDER gets a file for each training. Prints `machine()`.
+recorded.py WORLD SDXL FOLDER: the toy world's folder, a checkpoint; FOLDER gets a file a training. Prints `machine()`.
 """
 
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pack
@@ -17,14 +18,14 @@ sys.path[:0] = [str(Path(__file__).parents[n]) for n in (1, 2)]
 import bits  # noqa: E402
 import toyworld  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
-from textinv.textinv_core.dataset import encoded_examples  # noqa: E402
-from textinv.textinv_core.embedding import create_embedding  # noqa: E402
-from textinv.textinv_core.hosts import comfy as host  # noqa: E402
+from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
 from textinv.textinv_core.images import load_folder  # noqa: E402
-from textinv.textinv_core.prompts import TEMPLATES  # noqa: E402
+from textinv.textinv_core.prompts.templates import TEMPLATES  # noqa: E402
 from textinv.textinv_core.shuffle import ShuffleConfig  # noqa: E402
-from textinv.textinv_core.training.loop import train  # noqa: E402
+from textinv.textinv_core.training.examples import encoded_examples  # noqa: E402
+from textinv.textinv_core.training.learnable import LearnableEmbedding  # noqa: E402
 from textinv.textinv_core.training.settings import TrainSettings  # noqa: E402
+from textinv.textinv_core.training.training import Training  # noqa: E402
 
 logging.disable(logging.INFO)
 torch.set_num_threads(1)
@@ -46,21 +47,17 @@ TRAININGS = {
 }
 
 with torch.inference_mode():
-    for name, (precision, template, told, shuffle, steps) in TRAININGS.items():
+    for name, (precision, template, settings, shuffle, steps) in TRAININGS.items():
         model, clip, vae = pack.load_checkpoint(checkpoint) if name == "sdxl" else toyworld.load(world)
-        loaded = load_folder(world, "pictures")
-        masks = [torch.linspace(0, 1, 64).expand(64, 64) if i == 2 else mask for i, mask in enumerate(loaded.masks)]
-        examples = encoded_examples(
-            loaded.images,
-            loaded.captions,
-            masks,
-            host.latent_multiple(vae),
-            lambda images, of=(model, vae): host.encode_images(*of, images),
-        )
-        start = create_embedding("cat", host.text_vectors(clip, "figure"), 3, True)
-        with host.trainable(model, clip, examples[0].latent, 2, precision) as trainable:
-            progress = list(train(trainable, examples, start, TrainSettings(template, steps, **told), shuffle))
-        found = {"losses": torch.tensor([step.loss for step in progress], dtype=torch.float64)}
-        found |= {f"{key} {n}": rows for n in (0, -1) for key, rows in progress[n].embedding().vectors.items()}
+        pictures = load_folder(world, "pictures").pictures
+        pictures[2] = replace(pictures[2], mask=torch.linspace(0, 1, 64).expand(64, 64))
+        host = ComfyHost(clip, model, vae, precision)
+        examples = encoded_examples(host, pictures)
+        learnable = LearnableEmbedding(host.create_embedding("cat", "figure", 3), shuffle or ShuffleConfig())
+        with host.trainable(examples[0].latent, 2) as trainable:
+            training = Training(trainable, examples, learnable, TrainSettings(template, steps, **settings))
+            done = list(training.steps())
+        found = {"losses": torch.tensor([step.loss for step in done], dtype=torch.float64)}
+        found |= {f"{key} {n}": rows for n in (0, -1) for key, rows in done[n].learnt.vectors.items()}
         save_file({key: value.contiguous().clone() for key, value in found.items()}, folder / f"{name}.safetensors")
 print(json.dumps(bits.machine()))

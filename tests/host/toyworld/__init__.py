@@ -1,4 +1,4 @@
-"""A node for the tests' ComfyUI alone: loads the toy world, built from the host's own classes in its small sizes."""
+"""Nodes for the tests' ComfyUI alone; the toy world is built from the host's own classes in its small sizes."""
 
 import json
 from pathlib import Path
@@ -124,9 +124,33 @@ class LoadToyWorld(io.ComfyNode):
         return io.NodeOutput(*load(Path(folder)))
 
 
+class StopSampling(io.ComfyNode):
+    """Patches a model so that sampling with it, and nothing else, fails or is cancelled."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestStopSampling",
+            inputs=[io.Model.Input("model"), io.Combo.Input("how", options=["fail", "cancel"])],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, how) -> io.NodeOutput:
+        def stop(arguments):
+            if how == "fail":
+                raise ZeroDivisionError("sampling was told to fail")
+            comfy.model_management.interrupt_current_processing()
+            return arguments["denoised"]
+
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(stop)
+        return io.NodeOutput(model)
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [LoadToyWorld]
+        return [LoadToyWorld, StopSampling]
 
 
 async def comfy_entrypoint():
