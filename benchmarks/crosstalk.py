@@ -1,6 +1,6 @@
 """Whether shuffling the vectors while they learn keeps one part's colour from turning up on another.
 
-    python benchmarks/crosstalk.py --folder FOLDER
+    python -m benchmarks.crosstalk --folder FOLDER
 
 Every mode of `ShuffleConfig` with 1, 2, 4 and 8 vectors, over `characters` x `seeds`: the toy world's held-out
 characters, whose parts all have different colours, so that a wrong colour says where it came from.
@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lessons import PARTS, Lesson, accuracy, arguments, described, interval, teach_all, world
+
+from benchmarks.lessons import Lesson, accuracy, arguments, described, teach_all
+from benchmarks.tables import interval, percent, table
+from benchmarks.toyworld import world
 
 VECTORS = (1, 2, 4, 8)
 # Mode -> its settings, and the fewest vectors with which it is a mode of its own.
@@ -55,32 +58,36 @@ def lesson(mode: str, vectors: int, character: int, seed: int, steps: int = 100,
     )
 
 
-def same_colours(found: Mapping[str, Any]) -> np.ndarray:
+Look = Mapping[str, Any]  # what `judge` said of a lesson's pictures
+Figure = Callable[[Look], float]
+
+
+def same_colours(look: Look) -> np.ndarray:
     """Whether a part clearly shows the colour a part should have, bool [pictures, parts shown, parts that have it]."""
-    shown, own = np.array(found["shown"], dtype=object), np.array(found["own"], dtype=object)
-    return (shown[:, :, None] == own) & (np.array(found["far"]) < world.CLEAR)[:, :, None]
+    shown, own = np.array(look["shown"], dtype=object), np.array(look["own"], dtype=object)
+    return (shown[:, :, None] == own) & (np.array(look["far"]) < world.CLEAR)[:, :, None]
 
 
-def crossed(found: Mapping[str, Any]) -> float:
+def crossed(look: Look) -> float:
     """The share of pictures in which a part shows another's colour; having no hat is not a colour."""
-    colours = np.array([colour is not None for colour in found["own"]])
-    return float((same_colours(found) & colours & ~np.eye(len(colours), dtype=bool)).any((1, 2)).mean())
+    colours = np.array([colour is not None for colour in look["own"]])
+    return float((same_colours(look) & colours & ~np.eye(len(colours), dtype=bool)).any((1, 2)).mean())
 
 
-def edited(found: Mapping[str, Any]) -> float:
-    return float(np.mean(found["edited"]))
+def edited(look: Look) -> float:
+    return float(np.mean(look["edited"]))
 
 
-def kept(found: Mapping[str, Any]) -> float:
-    return float(np.mean(found["kept"]))
+def kept(look: Look) -> float:
+    return float(np.mean(look["kept"]))
 
 
-def of_halves(figure: Callable[[Mapping[str, Any]], float]) -> Callable[[Mapping[str, Any]], float]:
+def of_halves(figure: Figure) -> Figure:
     """A figure of the pictures made with half of the vectors; of all pictures where there is one vector."""
-    return lambda found: float(np.mean([figure(half) for half in found.get("halves", [found])]))
+    return lambda look: float(np.mean([figure(half) for half in look.get("halves", [look])]))
 
 
-FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+FIGURES: dict[str, Figure] = {
     "crossed": crossed,
     "right": accuracy,
     "edited": edited,
@@ -92,19 +99,13 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {
 COMPARED = ("crossed", "edited", "half crossed", "half right", "half edited")
 
 
-def points(values: Any, sign: bool = False) -> str:
-    middle, low, high = (100 * value for value in interval(values))
-    form = "+.0f" if sign else ".0f"
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
-
-
-def confusion(found: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def confusion(looks: Sequence[Look]) -> np.ndarray:
     """[parts, parts + 1]: how often a part (row) shows the colour of a part (column), or in the last none of them."""
-    same = np.concatenate([same_colours(each) for each in found])
+    same = np.concatenate([same_colours(look) for look in looks])
     return np.concatenate([same.mean(0), (~same.any(2)).mean(0)[:, None]], axis=1)
 
 
-def figure(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_figure(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Dots with their intervals, for each mode and number of vectors; needs matplotlib."""
     from matplotlib import pyplot
 
@@ -141,53 +142,53 @@ def main() -> None:
     cells = [(mode, n) for n in given.vectors for mode in MODES if n >= MODES[mode][1]]
     places = [(character, seed) for seed in range(given.seeds) for character in range(given.characters)]
     lessons = [lesson(mode, n, *place, given.steps, given.rate) for place in places for mode, n in cells]
-    found = iter(teach_all(lessons, given.folder, given.processes))
-    by_lesson = {(cell, place): next(found)[-1] for place in places for cell in cells}
+    taught = iter(teach_all(lessons, given.folder, given.processes))
+    by_lesson = {(cell, place): next(taught)[-1] for place in places for cell in cells}
 
-    def of(mode: str, n: int) -> list[list[dict]]:
+    def looks(mode: str, n: int) -> list[list[Look]]:
         """By character and seed."""
         return [
             [by_lesson[(mode, n), (character, seed)] for seed in range(given.seeds)]
             for character in range(given.characters)
         ]
 
-    told = f"{given.steps} steps of {BATCH} at {given.rate}"
-    print(f"{given.characters} characters x {given.seeds} seeds, {told}; percent (95 % interval)\n")
+    def by_place(figure: Figure, of: Sequence[Sequence[Look]]) -> np.ndarray:
+        return np.array([[figure(look) for look in row] for row in of])
+
+    setting = f"{given.steps} steps of {BATCH} at {given.rate}"
+    print(f"{given.characters} characters x {given.seeds} seeds, {setting}; percent (95 % interval)\n")
     titles = ["vectors", "mode", *FIGURES, "first, last half right", *(f"{name}, less off" for name in COMPARED)]
-    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     words = [[described(character, 24)] for character in range(given.characters)]
-    shares = [points([[f(one) for one in row] for row in words]) for f in (crossed, accuracy)]
-    print(f"| | in words | {' | '.join([*shares, *[''] * (len(titles) - 4)])} |")
-    summary = []
+    in_words = ["", "in words", *(percent(by_place(figure, words)) for figure in (crossed, accuracy))]
+    rows, summary = [in_words + [""] * (len(titles) - len(in_words))], []
     for mode, n in cells:
-        values = {name: np.array([[f(one) for one in row] for row in of(mode, n)]) for name, f in FIGURES.items()}
-        off = {name: np.array([[f(one) for one in row] for row in of("off", n)]) for name, f in FIGURES.items()}
-        by_half = [[[accuracy(half) for half in one.get("halves", [])] for one in row] for row in of(mode, n)]
-        row = [*(points(value) for value in values.values())]
-        row += [", ".join(f"{100 * share:.0f}" for share in np.mean(by_half, axis=(0, 1)))]
-        row += [points(values[name] - off[name], sign=True) if mode != "off" else "" for name in COMPARED]
-        print(f"| {n} | {mode} | {' | '.join(row)} |")
-        less = {f"{name}, less off": interval(values[name] - off[name]) for name in values}
-        summary.append({"vectors": n, "mode": mode, **{name: interval(v) for name, v in values.items()}, **less})
+        values = {name: by_place(figure, looks(mode, n)) for name, figure in FIGURES.items()}
+        less = {name: values[name] - by_place(figure, looks("off", n)) for name, figure in FIGURES.items()}
+        by_half = [[[accuracy(half) for half in look.get("halves", [])] for look in row] for row in looks(mode, n)]
+        halves = ", ".join(f"{100 * share:.0f}" for share in np.mean(by_half, axis=(0, 1)))
+        compared = [percent(less[name], sign=True) if mode != "off" else "" for name in COMPARED]
+        rows.append([n, mode, *map(percent, values.values()), halves, *compared])
+        summary.append({"vectors": n, "mode": mode, **{name: interval(each) for name, each in values.items()}})
+        summary[-1] |= {f"{name}, less off": interval(each) for name, each in less.items()}
+    print(table(titles, rows))
     print("\n`crossed` by character, percent:\n")
-    print(f"| vectors | mode | {' | '.join(map(str, range(given.characters)))} |\n{'|---' * (given.characters + 2)}|")
-    for mode, n in cells:
-        shares = [f"{100 * np.mean([crossed(one) for one in row]):.0f}" for row in of(mode, n)]
-        print(f"| {n} | {mode} | {' | '.join(shares)} |")
+    shares = ([n, mode, *(f"{100 * x:.0f}" for x in by_place(crossed, looks(mode, n)).mean(1))] for mode, n in cells)
+    print(table(["vectors", "mode", *map(str, range(given.characters))], shares))
     print(
         "\nWhich part's colour (column) each part (row) clearly shows, percent of the pictures; in brackets with half"
     )
     print("of the vectors:")
     for mode, n in cells:
-        print(f"\n{n} vectors, {mode}\n\n| | {' | '.join(PARTS)} | none of these |\n{'|---' * (len(PARTS) + 2)}|")
-        every = [one for seeds in of(mode, n) for one in seeds]
-        of_half = confusion([half for one in every for half in one.get("halves", [one])])
-        for part, shares, half in zip(PARTS, confusion(every), of_half, strict=True):
-            told = [f"{100 * a:.1f} ({100 * b:.1f})" for a, b in zip(shares, half, strict=True)]
-            print(f"| {part} | {' | '.join(told)} |")
+        every = [look for row in looks(mode, n) for look in row]
+        whole, half = confusion(every), confusion([half for look in every for half in look.get("halves", [look])])
+        rows = (
+            [part, *(f"{100 * a:.1f} ({100 * b:.1f})" for a, b in zip(*shares, strict=True))]
+            for part, *shares in zip(world.OWN_PARTS, whole, half, strict=True)
+        )
+        print(f"\n{n} vectors, {mode}\n\n{table(['', *world.OWN_PARTS, 'none of these'], rows)}")
     (given.folder / "summary.json").write_text(json.dumps(summary, indent=2))
     if given.figure:
-        figure(summary, given.figure)
+        draw_figure(summary, given.figure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How well, and how soon, an embedding learns in the toy world: the figures that defaults are chosen by.
 
-    python benchmarks/learning.py --folder FOLDER
+    python -m benchmarks.learning --folder FOLDER
 
 The rows `subject` and `style` are where the sweeps start, with one thing otherwise in each row after; `preset` ones are
 what was chosen by these. Each is taught `characters` x `seeds` times: eight pictures of a character the world has no
@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from lessons import Lesson, accuracy, arguments, interval, teach_all
 
+from benchmarks.lessons import Lesson, accuracy, arguments, teach_all
+from benchmarks.tables import percent, table, until
 from textinv_core.training.presets import PRESETS
 from textinv_core.training.settings import TrainSettings
 
@@ -55,41 +56,29 @@ SWEEPS = {
 
 def rows() -> dict[str, tuple[str, dict[str, Any]]]:
     """Label -> kind of lesson, and what is other than in BASE."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
     for kind, sweep in SWEEPS.items():
-        found[kind] = (kind, {})
+        rows[kind] = (kind, {})
         if kind == "subject":
-            found |= {f"as {name}": (kind, changed) for name, changed in FIELD.items()}
-            found["subject, pictures one by one"] = (kind, {"batch_size": 1, "gradient_accumulation": 4})
-        found |= {f"{kind}, {key} {value!r}": (kind, {key: value}) for key, values in sweep.items() for value in values}
+            rows |= {f"as {name}": (kind, changed) for name, changed in FIELD.items()}
+            rows["subject, pictures one by one"] = (kind, {"batch_size": 1, "gradient_accumulation": 4})
+        rows |= {f"{kind}, {key} {value!r}": (kind, {key: value}) for key, values in sweep.items() for value in values}
         preset = PRESETS[kind]
         # The pictures of a step in one batch, which a CPU has sooner done.
         pictures = TrainSettings.batch_size * TrainSettings.gradient_accumulation
-        told = {"vectors": preset["vectors"], "batch_size": pictures, **preset["train"]}
-        found[f"preset {kind}"] = (kind, told)
-    return found
+        changed = {"vectors": preset["vectors"], "batch_size": pictures, **preset["train"]}
+        rows[f"preset {kind}"] = (kind, changed)
+    return rows
 
 
 def lesson(kind: str, changed: dict[str, Any], character: int, seed: int) -> Lesson:
-    told = {**BASE[kind], **changed}
-    looks = {*LOOKS[kind], told.pop("steps", 0)} - {0}
-    own = {key: told.pop(key) for key in ("vectors", "init_text", "filewords") if key in told}
-    return Lesson(character, kind, seed=seed, settings=told, looks=tuple(sorted(looks)), **own)
+    settings = {**BASE[kind], **changed}
+    looks = {*LOOKS[kind], settings.pop("steps", 0)} - {0}
+    own = {key: settings.pop(key) for key in ("vectors", "init_text", "filewords") if key in settings}
+    return Lesson(character, kind, seed=seed, settings=settings, looks=tuple(sorted(looks)), **own)
 
 
-def percent(values: Any, of: Any = np.median, sign: bool = False) -> str:
-    middle, low, high = (100 * value for value in interval(values, of))
-    form = "+.0f" if sign else ".0f"
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
-
-
-def until(values: Any) -> str:
-    """Median and interval where some are infinite: lessons that did not get there in time."""
-    ordered = [f"{value:.3g}" if math.isfinite(value) else "never" for value in interval(values, np.median)]
-    return f"{ordered[0]} ({ordered[1]} to {ordered[2]})"
-
-
-Looks = Sequence[dict[str, Any]]  # what was found at each look of a lesson
+Looks = Sequence[dict[str, Any]]  # what `judge` said at each look of a lesson
 
 
 def right(looks: Looks) -> float:
@@ -124,17 +113,17 @@ TITLES = (
 def cells(lessons: Sequence[Sequence[Looks]], start: Sequence[Sequence[Looks]]) -> list[str]:
     """A row of the table. lessons, start: by character and seed, the row's own and those where its sweep starts."""
 
-    def table(figure: Callable[[Looks], float], of: Sequence[Sequence[Looks]] = lessons) -> np.ndarray:
+    def by_lesson(figure: Callable[[Looks], float], of: Sequence[Sequence[Looks]] = lessons) -> np.ndarray:
         return np.array([[figure(looks) for looks in seeds] for seeds in of])
 
-    steps = table(first_right)
-    pace = table(lambda looks: looks[-1]["seconds"] / looks[-1]["step"]).min()
+    steps = by_lesson(first_right)
+    pace = by_lesson(lambda looks: looks[-1]["seconds"] / looks[-1]["step"]).min()
     return [
         str(lessons[0][0][-1]["step"]),
-        percent(table(right)),
-        percent(table(edited), np.mean),
-        percent(table(kept)),
-        *("" if lessons is start else percent(table(f) - table(f, start), np.mean, sign=True) for f in (right, edited)),
+        percent(by_lesson(right), np.median),
+        percent(by_lesson(edited)),
+        percent(by_lesson(kept), np.median),
+        *("" if lessons is start else percent(by_lesson(f) - by_lesson(f, start), sign=True) for f in (right, edited)),
         until(steps),
         until(steps * pace),
         f"{np.isfinite(steps).sum()}/{np.size(steps)}",
@@ -143,22 +132,23 @@ def cells(lessons: Sequence[Sequence[Looks]], start: Sequence[Sequence[Looks]]) 
 
 def main() -> None:
     given = arguments(__doc__).parse_args()
+    settings = rows()
     lessons = {
         label: [
             [lesson(kind, changed, character, seed) for seed in range(given.seeds)]
             for character in range(given.characters)
         ]
-        for label, (kind, changed) in rows().items()
+        for label, (kind, changed) in settings.items()
     }
     flat = [one for row in lessons.values() for seeds in row for one in seeds]
     every = iter(teach_all(flat, given.folder, given.processes))
-    found = {label: [[next(every) for _ in seeds] for seeds in row] for label, row in lessons.items()}
+    taught = {label: [[next(every) for _ in seeds] for seeds in row] for label, row in lessons.items()}
     print(f"{given.characters} characters x {given.seeds} seeds; looked at after {LOOKS} steps, and after the last.")
     print("Sweeps start with\n")
     print("".join(f"- {kind}: {base}\n" for kind, base in BASE.items()))
-    print(f"| setting | {' | '.join(TITLES)} |\n{'|---' * (len(TITLES) + 1)}|")
-    for label, row in found.items():
-        print(f"| {label} | {' | '.join(cells(row, found[rows()[label][0]]))} |")
+    print(
+        table(["setting", *TITLES], ([label, *cells(row, taught[settings[label][0]])] for label, row in taught.items()))
+    )
 
 
 if __name__ == "__main__":

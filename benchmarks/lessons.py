@@ -3,9 +3,8 @@
 import argparse
 import hashlib
 import json
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -13,29 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-HERE = Path(__file__).absolute().parent
-sys.path.insert(0, str(HERE / "toyworld"))
+from benchmarks.toyworld import shipped, world
+from textinv_core.embedding import Embedding
+from textinv_core.files import write_atomically
+from textinv_core.hosts.diffusers import PipelineHost
+from textinv_core.prompts import TEMPLATES
+from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training.examples import Example
+from textinv_core.training.jobs import Job, run_jobs
+from textinv_core.training.learnable import LearnableEmbedding
+from textinv_core.training.settings import TrainSettings
+from textinv_core.training.training import Training
 
-import torch  # noqa: E402
-import world  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from textinv_core.dataset import Example  # noqa: E402
-from textinv_core.embedding import Embedding, create_embedding  # noqa: E402
-from textinv_core.files import write_atomically  # noqa: E402
-from textinv_core.hosts import diffusers as host  # noqa: E402
-from textinv_core.prompts import TEMPLATES  # noqa: E402
-from textinv_core.shuffle import ShuffleConfig  # noqa: E402
-from textinv_core.training.jobs import Job, run_jobs  # noqa: E402
-from textinv_core.training.loop import train  # noqa: E402
-from textinv_core.training.settings import TrainSettings  # noqa: E402
-
-TOYWORLD = HERE.parent / "textinv_core" / "toyworld"
 NAME = "somebody"
-PARTS = ("hair", "eyes", "shirt", "trousers", "hat")  # what a character has; the background is the picture's
 PICTURES = 8  # to learn from
-SAMPLING = {"width": world.SIZE, "height": world.SIZE, "steps": 10, "guidance": 4.0}
+STEPS = 10  # of the sampler, for the pictures to judge by
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Lesson:
         """Part -> the colour to be learnt, which all pictures show."""
         character = characters()[self.character]
         if self.kind == "subject":
-            return {part: getattr(character, part) for part in PARTS}
+            return {part: getattr(character, part) for part in world.OWN_PARTS}
         return {"background": self.free[0], "shirt": character.shirt, "trousers": character.trousers}
 
     @property
@@ -91,14 +85,14 @@ class Lesson:
 
     def caption(self, scene: world.Scene) -> str:
         """What is not to be learnt."""
-        told = ["background"] if self.kind == "subject" else ["hair", "eyes"]
-        said = [f"{world.COLOUR_NAMES[getattr(scene, part)]} {part}" for part in told]
-        return ", ".join([*said, world.PLACES[scene.position]])
+        parts = ["background"] if self.kind == "subject" else ["hair", "eyes"]
+        colours = [f"{world.COLOUR_NAMES[getattr(scene, part)]} {part}" for part in parts]
+        return ", ".join([*colours, world.PLACES[scene.position]])
 
 
 @cache
-def pipeline() -> Any:
-    return host.load(TOYWORLD / "toyworld.safetensors", config=TOYWORLD)
+def model() -> PipelineHost:
+    return shipped.load()
 
 
 @cache
@@ -108,7 +102,7 @@ def characters() -> list[world.Character]:
 
 def examples(lesson: Lesson) -> list[Example]:
     scenes = lesson.scenes()
-    latents = host.encode_images(pipeline(), [*world.draw(scenes)])
+    latents = model().encode([*world.draw(scenes)])
     return [Example(latent, lesson.caption(scene)) for latent, scene in zip(latents, scenes, strict=True)]
 
 
@@ -119,7 +113,7 @@ def described(character: int, pictures: int) -> dict[str, Any]:
         f"{world.COLOUR_NAMES[colour]} {part}" if colour is not None else f"no {part}" for part, colour in own.items()
     ]
     prompt = f"a photo of a figure with {', '.join(words)}"
-    seen = world.measure(host.generate(pipeline(), prompt, [], seeds=range(pictures), **SAMPLING))
+    seen = world.measure(shipped.generate(model(), prompt, range(pictures), steps=STEPS))
     return {
         "own": [*own.values()],
         "shown": [[getattr(scene, part) for part in own] for scene, _ in seen],
@@ -127,10 +121,10 @@ def described(character: int, pictures: int) -> dict[str, Any]:
     }
 
 
-def drawn(lesson: Lesson, embedding: Embedding, words: str, seeds: Iterable[int]) -> Tensor:
+def drawn(lesson: Lesson, embedding: Embedding, words: str, seeds: Sequence[int]) -> Tensor:
     """Pictures whose prompt names the embedding."""
     prompt = {"subject": f"a photo of embedding:{NAME}", "style": f"a figure, embedding:{NAME} style"}[lesson.kind]
-    return host.generate(pipeline(), prompt + words, [embedding], seeds=list(seeds), **SAMPLING)
+    return shipped.generate(model(), prompt + words, seeds, [embedding], STEPS)
 
 
 def judge(embedding: Embedding, lesson: Lesson, pictures: int, first_seed: int = 0) -> dict[str, Any]:
@@ -167,45 +161,46 @@ def halves(embedding: Embedding) -> list[Embedding]:
 
 def _settings(lesson: Lesson) -> TrainSettings:
     template = TEMPLATES[lesson.kind + ("_filewords" if lesson.filewords else "")]
-    told = {"gradient_accumulation": 1, **lesson.settings}
-    return TrainSettings(template, steps=max(lesson.looks), seed=lesson.seed, **told)
+    settings = {"gradient_accumulation": 1, **lesson.settings}
+    return TrainSettings(template, steps=max(lesson.looks), seed=lesson.seed, **settings)
 
 
 def teach(lesson: Lesson) -> list[dict[str, Any]]:
-    """Train as the lesson says. One finding a look: step, seconds of training until then, mean loss, and `judge`'s."""
+    """Train as the lesson says. A look: step, seconds of training until then, mean loss, and `judge`'s."""
     settings = _settings(lesson)
     learnt_from = examples(lesson)
-    start = create_embedding(NAME, host.text_vectors(pipeline(), lesson.init_text), lesson.vectors, True)
-    found, losses, seconds, since = [], [], 0.0, time.perf_counter()
-    with host.trainable(pipeline()) as model:
-        for progress in train(model, learnt_from, start, settings, ShuffleConfig(**lesson.shuffle)):
-            losses.append(progress.loss)
-            if progress.step in lesson.looks:
+    start = model().create_embedding(NAME, lesson.init_text, lesson.vectors)
+    learnable = LearnableEmbedding(start, ShuffleConfig(**lesson.shuffle))
+    looks, losses, seconds, since = [], [], 0.0, time.perf_counter()
+    with model().trainable(learnt_from[0].latent, settings.batch_size) as trainable:
+        for step in Training(trainable, learnt_from, learnable, settings).steps():
+            losses.append(step.loss)
+            if step.step in lesson.looks:
                 seconds += time.perf_counter() - since
                 with torch.no_grad():
-                    learnt = progress.embedding()
-                    judged = judge(learnt, lesson, lesson.pictures)
+                    judged = judge(step.learnt, lesson, lesson.pictures)
                     if lesson.halves:
-                        judged["halves"] = [judge(h, lesson, lesson.pictures // 2, 2000) for h in halves(learnt)]
-                found.append({"step": progress.step, "seconds": seconds, "loss": float(np.mean(losses)), **judged})
+                        judged["halves"] = [judge(h, lesson, lesson.pictures // 2, 2000) for h in halves(step.learnt)]
+                looks.append({"step": step.step, "seconds": seconds, "loss": float(np.mean(losses)), **judged})
                 losses, since = [], time.perf_counter()
-    return found
+    return looks
 
 
 @cache
 def _weights() -> str:
-    return hashlib.sha256((TOYWORLD / "toyworld.safetensors").read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((shipped.FOLDER / "toyworld.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def _job(lesson: Lesson) -> Job:
     """A lesson with everything else that decides its result, called after all of it."""
-    told = {"world": _weights(), "sampling": SAMPLING, "portraits": PICTURES}
+    sampling = {"width": world.SIZE, "height": world.SIZE, "guidance": shipped.GUIDANCE, "steps": STEPS}
+    facts = {"world": _weights(), "sampling": sampling, "portraits": PICTURES}
     # What a lesson says of these two is in them, with the defaults it leaves.
-    told["lesson"] = {key: value for key, value in asdict(lesson).items() if key not in ("settings", "shuffle")}
-    told["settings"] = asdict(_settings(lesson))
-    told["shuffle"] = asdict(ShuffleConfig(**lesson.shuffle))
-    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-    return Job(f"lesson-{name}", told)
+    facts["lesson"] = {key: value for key, value in asdict(lesson).items() if key not in ("settings", "shuffle")}
+    facts["settings"] = asdict(_settings(lesson))
+    facts["shuffle"] = asdict(ShuffleConfig(**lesson.shuffle))
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return Job(f"lesson-{name}", facts)
 
 
 def _work(lessons: Sequence[Lesson], folder: Path) -> None:
@@ -221,31 +216,16 @@ def _work(lessons: Sequence[Lesson], folder: Path) -> None:
 
 
 def teach_all(lessons: Sequence[Lesson], folder: Path, processes: int) -> list[list[dict[str, Any]]]:
-    """What each lesson finds; those that are in the folder already are not taught again."""
+    """The looks of each lesson; those that are in the folder already are not taught again."""
     with ProcessPoolExecutor(processes) as pool:
         for done in [pool.submit(_work, lessons, folder) for _ in range(processes)]:
             done.result()
     return [json.loads((folder / _job(lesson).name / "found.json").read_text()) for lesson in lessons]
 
 
-def accuracy(found: Mapping[str, Any]) -> float:
+def accuracy(look: Mapping[str, Any]) -> float:
     """The share of parts that have the colour to be learnt."""
-    return float(np.mean([[a == b for a, b in zip(each, found["own"], strict=True)] for each in found["shown"]]))
-
-
-def interval(values: Any, of: Callable[..., Any] = np.mean) -> tuple[float, float, float]:
-    """A statistic of values [characters, seeds], and its 95 % percentile bootstrap interval (10,000 resamples, seed 0).
-
-    Characters and seeds are resampled, each as a whole (Owen 2007, "The pigeonhole bootstrap"): neither the lessons of
-    one character are independent, nor those of one seed, which have noise and places in common.
-    """
-    given = np.asarray(values, dtype=float)
-    rng = np.random.default_rng(0)
-    characters, seeds = (rng.integers(n, size=(10_000, n)) for n in given.shape)
-    resampled = given[characters[:, :, None], seeds[:, None, :]].reshape(10_000, -1)
-    # An order statistic, as some values may be infinite.
-    low, high = np.quantile(of(resampled, axis=1), [0.025, 0.975], method="nearest")
-    return float(of(given)), float(low), float(high)
+    return float(np.mean([[a == b for a, b in zip(each, look["own"], strict=True)] for each in look["shown"]]))
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:

@@ -1,9 +1,9 @@
 """Trains the toy world from nothing, stage after stage; deterministic, and it goes on where it was stopped.
 
-    python benchmarks/toyworld/train.py vae --state STATE
-    python benchmarks/toyworld/train.py text --state STATE
-    python benchmarks/toyworld/train.py unet --state STATE
-    python benchmarks/toyworld/train.py export --state STATE --out textinv_core/toyworld
+    python -m benchmarks.toyworld.train vae --state STATE
+    python -m benchmarks.toyworld.train text --state STATE
+    python -m benchmarks.toyworld.train unet --state STATE
+    python -m benchmarks.toyworld.train export --state STATE --out textinv_core/toyworld
 
 `vae` learns to put pictures into latents and back; `text` learns to read captions, from what they say about the
 pictures, in the place of CLIP's training; `unet` learns to draw, with both frozen, as SD's did.
@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
 import torch
-import world
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
+
+from benchmarks.toyworld import models, world
 
 # Until which step a stage's rates are those of a training of how many steps. The VAE's was first meant to be shorter.
 PLANS = {"vae": [(2000, 2200), (3000, 3000)], "text": [(1500, 1500)], "unet": [(3600, 3600)]}
@@ -31,7 +31,6 @@ RATE = {"vae": 1e-3, "text": 1e-3, "unet": 1e-3}
 SCENES = 40_000
 EMA = 0.999
 SAVE_EVERY = 250
-DEMO_CHARACTER = world.held_out_characters(9)[8]
 
 
 def rng_of(stage: str, step: int) -> np.random.Generator:
@@ -244,7 +243,7 @@ def export(folder: Path, out: Path) -> None:
     models.write_configs(out, world.words())
     save_file(models.ldm_state(unet, vae, text), out / "toyworld.safetensors", {"format": "pt"})
     (out / "pictures").mkdir(exist_ok=True)
-    for i, picture in enumerate(world.draw(world.portraits(DEMO_CHARACTER, 8, 0))):
+    for i, picture in enumerate(world.draw(world.portraits(world.demo_character(), 8, 0))):
         pixels = (picture * 255).round().byte().numpy()
         Image.fromarray(pixels).save(out / "pictures" / f"{i + 1}.png", optimize=True)
 

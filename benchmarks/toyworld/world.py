@@ -32,6 +32,7 @@ SKIN = (236, 188, 150)
 CLEAR = 45.0  # a third of the distance between the two most alike, pink and white
 
 PARTS = ("background", "hair", "eyes", "shirt", "trousers", "hat")  # the coloured ones, in the order they are kept
+OWN_PARTS = PARTS[1:]  # those a character has; the background is the picture's
 POSITIONS = {"left": 19, "middle": 32, "right": 45}  # the figure's middle, pixels from the left
 HEADS = ("round", "square")
 LENGTHS = ("short", "long")
@@ -213,16 +214,20 @@ def held_out_characters(count: int, seed: int = 1) -> list[Character]:
     somebody in other clothes, who are then described in words.
     """
     rng = np.random.default_rng(seed)
-    colours = ("hair", "eyes", "shirt", "trousers", "hat")
     known = list(named_characters().values())
     found: list[Character] = []
     while len(found) < count:
         one = _character(rng)
-        own = [getattr(one, part) for part in colours]
-        apart = all(sum(getattr(other, part) != getattr(one, part) for part in colours) >= 2 for other in known)
+        own = [getattr(one, part) for part in OWN_PARTS]
+        apart = all(sum(getattr(other, part) != getattr(one, part) for part in OWN_PARTS) >= 2 for other in known)
         if len(set(own)) == len(own) and apart and one not in found:
             found.append(one)
     return found
+
+
+def demo_character() -> Character:
+    """Whom the shipped pictures show."""
+    return held_out_characters(9)[8]
 
 
 def free_colours(taken: Iterable[object]) -> list[int]:
@@ -312,7 +317,7 @@ def random_scene(rng: np.random.Generator) -> tuple[Scene, str | None]:
     name = str(rng.choice([*names]))
     scene = pictured(names[name], rng)
     while rng.random() < 0.35:
-        part = str(rng.choice(["hair", "eyes", "shirt", "trousers", "hat"]))
+        part = str(rng.choice(OWN_PARTS))
         colour = int(rng.choice(free_colours([scene.background])))
         scene = replace(scene, **{part: None if part == "hat" and rng.random() < 0.4 else colour})
     return scene, name

@@ -6,47 +6,50 @@ import numpy as np
 import pytest
 
 pytest.importorskip("diffusers")
-from crosstalk import confusion, crossed, of_halves
-from learning import cells, until
-from lessons import Lesson, accuracy, interval, world
+from benchmarks.crosstalk import confusion, crossed, of_halves
+from benchmarks.learning import cells
+from benchmarks.lessons import Lesson, accuracy
+from benchmarks.tables import interval, percent, table, until
+from benchmarks.toyworld import world
 
 OWN = [0, 1, 2, 3, 4]  # colours of hair, eyes, shirt, trousers, hat
 BARE = [0, 1, 2, 3, None]
 
 
-def found(*shown, own=OWN, far=0.0):
-    told = {"own": own, "shown": [list(each) for each in shown], "far": [[far] * len(own)] * len(shown)}
-    return {**told, "edited": [True, False], "kept": [1.0, 0.5]}
+def look(*shown, own=OWN, far=0.0):
+    """What `judge` says of pictures in which the parts have these colours."""
+    colours = {"own": own, "shown": [list(each) for each in shown], "far": [[far] * len(own)] * len(shown)}
+    return {**colours, "edited": [True, False], "kept": [1.0, 0.5]}
 
 
 def test_accuracy_counts_parts():
-    assert accuracy(found(OWN, [0, 1, 2, 3, 7])) == 0.9
-    assert accuracy(found(BARE, [0, 1, 2, 3, 4], own=BARE)) == 0.9
+    assert accuracy(look(OWN, [0, 1, 2, 3, 7])) == 0.9
+    assert accuracy(look(BARE, [0, 1, 2, 3, 4], own=BARE)) == 0.9
 
 
 def test_crossed_is_another_parts_colour_and_no_other_mistake():
-    assert crossed(found(OWN)) == 0
-    assert crossed(found([0, 7, 2, 3, 4])) == 0
-    assert crossed(found([0, 1, 2, 3, None])) == 0
-    assert crossed(found(OWN, [1, 1, 2, 3, 4])) == 0.5
-    assert crossed(found([1, 0, 2, 3, 4])) == 1
-    assert crossed(found([0, 1, 2, 3, 2], own=BARE)) == 1
-    assert crossed(found([0, 1, 2, 3, 7], own=BARE)) == 0
-    assert crossed(found([1, 1, 2, 3, 4], far=44.0)) == 1
-    assert crossed(found([1, 1, 2, 3, 4], far=46.0)) == 0  # a muddled colour is nobody's
+    assert crossed(look(OWN)) == 0
+    assert crossed(look([0, 7, 2, 3, 4])) == 0
+    assert crossed(look([0, 1, 2, 3, None])) == 0
+    assert crossed(look(OWN, [1, 1, 2, 3, 4])) == 0.5
+    assert crossed(look([1, 0, 2, 3, 4])) == 1
+    assert crossed(look([0, 1, 2, 3, 2], own=BARE)) == 1
+    assert crossed(look([0, 1, 2, 3, 7], own=BARE)) == 0
+    assert crossed(look([1, 1, 2, 3, 4], far=44.0)) == 1
+    assert crossed(look([1, 1, 2, 3, 4], far=46.0)) == 0  # a muddled colour is nobody's
 
 
 def test_confusion_has_shares_in_rows():
-    table = confusion([found(OWN, [1, 1, 2, 3, 7]), found([0, 1, 2, 3, None])])
+    table = confusion([look(OWN, [1, 1, 2, 3, 7]), look([0, 1, 2, 3, None])])
     assert np.allclose(table.sum(1), 1)
     assert table[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0, 0, 0])
     assert table[4].tolist() == pytest.approx([0, 0, 0, 0, 1 / 3, 2 / 3])
 
 
 def test_halves_are_averaged_and_one_vector_is_whole():
-    halves = {**found(OWN), "halves": [found(OWN), found([7] * 5)]}
+    halves = {**look(OWN), "halves": [look(OWN), look([7] * 5)]}
     assert of_halves(accuracy)(halves) == 0.5
-    assert of_halves(accuracy)(found([0, 1, 2, 3, 7])) == 0.8
+    assert of_halves(accuracy)(look([0, 1, 2, 3, 7])) == 0.8
 
 
 def test_intervals_take_characters_and_seeds_as_a_whole():
@@ -61,14 +64,25 @@ def test_lessons_that_never_get_there():
     assert until([[math.inf], [math.inf], [math.inf]]) == "never (never to never)"
 
 
+def test_shares_are_shown_in_percent_with_their_interval():
+    assert percent([[0.254, 0.254]] * 3) == "25 (25 to 25)"
+    assert percent([[0.1], [-0.06]], sign=True) == "+2 (-6 to +10)"
+    assert percent([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]], np.median) == "50 (0 to 100)"
+
+
+def test_tables_are_markdown():
+    lines = ["|  | right |", "|---|---|", "| parts | 3 |", "| hat |  |"]
+    assert table(["", "right"], [["parts", 3], ["hat", ""]]).splitlines() == lines
+
+
 def test_a_row_of_the_table():
-    early = {**found([0, 1, 2, 3, 7]), "step": 50, "seconds": 1.0}
-    late = {**found(OWN), "step": 100, "seconds": 2.5}
+    early = {**look([0, 1, 2, 3, 7]), "step": 50, "seconds": 1.0}
+    late = {**look(OWN), "step": 100, "seconds": 2.5}
     lessons = [[[early, late]], [[early, {**late, "seconds": 3.5}]]]
     shown = ["100", "100 (100 to 100)", "50 (50 to 50)", "75 (75 to 75)"]
     reached = ["100 (100 to 100)", "2.5 (2.5 to 2.5)", "2/2"]
     assert cells(lessons, lessons) == [*shown, "", "", *reached]
-    worse = [[[{**late, **found([0, 1, 2, 7, 7]), "edited": [False]}]]] * 2
+    worse = [[[{**late, **look([0, 1, 2, 7, 7]), "edited": [False]}]]] * 2
     assert cells(lessons, worse) == [*shown, "+40 (+40 to +40)", "+50 (+50 to +50)", *reached]
 
 

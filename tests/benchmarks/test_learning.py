@@ -3,14 +3,14 @@
 import pytest
 
 pytest.importorskip("diffusers")
-import accuracy as toyworld
-from lessons import Lesson, accuracy, pipeline, teach
+from benchmarks.lessons import Lesson, accuracy, model, teach
+from benchmarks.toyworld.accuracy import findings
 
 
 def test_what_prompts_say_comes_out():
-    found = toyworld.findings(pipeline(), 50)
-    assert len(found["parts"]) > 150
-    assert sum(found["parts"]) >= 0.95 * len(found["parts"])
+    right = findings(model(), 50)
+    assert len(right["parts"]) > 150
+    assert sum(right["parts"]) >= 0.95 * len(right["parts"])
 
 
 def test_a_character_is_learnt_from_eight_pictures():

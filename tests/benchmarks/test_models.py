@@ -6,7 +6,7 @@ pytest.importorskip("diffusers")
 from transformers import CLIPTokenizer
 
 from benchmarks.toyworld import models, world
-from textinv_core.hosts import diffusers as host
+from textinv_core.hosts.pipelines import load
 
 
 def test_each_word_is_one_token(tmp_path):
@@ -30,7 +30,7 @@ def test_the_file_holds_every_weight(tmp_path):
     parts = models.unet(), models.vae(), models.text_encoder(world.words())
     models.write_configs(tmp_path, world.words())
     save_file(models.ldm_state(*parts), tmp_path / "toyworld.safetensors")
-    pipe = host.load(tmp_path / "toyworld.safetensors", config=tmp_path)
+    pipe = load(tmp_path / "toyworld.safetensors", config=tmp_path)
     for made, loaded in zip(parts, (pipe.unet, pipe.vae, pipe.text_encoder), strict=True):
         expected = {key: value for key, value in made.state_dict().items() if not key.endswith("position_ids")}
         assert expected.keys() <= loaded.state_dict().keys()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
-import train
+from benchmarks.toyworld import train
 
 
 def weights(tmp_path, name, stop_at=None):

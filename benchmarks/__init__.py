@@ -1,0 +1,1 @@
+"""What speed, memory and learning are measured with; RESULTS.md has the figures."""

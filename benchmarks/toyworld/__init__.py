@@ -1,0 +1,1 @@
+"""A world small enough to be learnt in an hour on a CPU; see README.md."""
