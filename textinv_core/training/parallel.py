@@ -31,21 +31,20 @@ class Processes:
     def gather(self, rows: Tensor) -> Tensor:
         """Everybody's `rows` [k, width], as [k * count, width]: the first row of each, by rank, then the second, ...
 
-        All have to call it, with the same shape. Raises ConnectionError when another process has ended, or is silent
-        for `TIMEOUT`.
+        rows: on the CPU; all have to call it, with the same shape. Raises ConnectionError when another process has
+        ended, or is silent for `TIMEOUT`.
         """
         if self.count == 1:
             return rows
-        mine = rows.cpu()
-        everybodys = [torch.empty_like(mine) for _ in range(self.count)]
+        everybodys = [torch.empty_like(rows) for _ in range(self.count)]
         try:
-            torch.distributed.all_gather(everybodys, mine)
+            torch.distributed.all_gather(everybodys, rows)
         except RuntimeError as lost:
             raise ConnectionError(
                 f"Another of the {self.count} processes of this training has ended or does not answer, so it cannot "
                 "go on. Look for that process's own message; then start them all again."
             ) from lost
-        return torch.stack(everybodys, dim=1).flatten(0, 1).to(rows.device)
+        return torch.stack(everybodys, dim=1).flatten(0, 1)
 
 
 ALONE = Processes(0, 1)
