@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import Library
+from torch import Tensor, library
 from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -242,9 +241,9 @@ def lend_to_comfyui() -> None:
 _setup_privateuseone_for_python_backend("simgpu", backend_module=_Module())
 SIMGPU = torch.device("simgpu", 0)
 torch.UntypedStorage.clone = _cloned  # type: ignore[method-assign]
-_everything = Library("_", "IMPL")
+_everything = library.Library("_", "IMPL")
 _everything.fallback(_run, "PrivateUse1")
-_some = Library("aten", "IMPL")
+_some = library.Library("aten", "IMPL")
 _some.impl("_copy_from", _copy_from, "PrivateUse1")
 # What torch has other ways for on devices it does not know; these are the CPU's.
 _some.impl("convolution_overrideable", partial(_run, aten.convolution.default), "PrivateUse1")

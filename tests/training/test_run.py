@@ -351,7 +351,7 @@ def test_a_disk_that_stays_full_costs_the_copies_alone(tmp_path, expected, full,
 
 
 @pytest.mark.parametrize("is_freed", [False, True])
-def test_an_interrupt_while_the_disk_is_full(tmp_path, expected, full, is_freed):
+def test_an_interrupt_while_the_disk_is_full(tmp_path, expected, full, is_freed, caplog):
     def on_step(step):
         full.is_full = step.step < 3 or not is_freed
         if step.step == 3:
@@ -362,6 +362,7 @@ def test_an_interrupt_while_the_disk_is_full(tmp_path, expected, full, is_freed)
     if is_freed:
         assert same(stored(tmp_path, 3), expected[3][1])
         assert [row[0] for row in rows(tmp_path)] == [*"123"]
+    assert ("step 3 could not be kept; there is no copy" in caplog.text) != is_freed
 
 
 def test_losses_that_cannot_be_written_do_not_cost_the_embedding(tmp_path, expected):

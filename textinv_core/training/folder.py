@@ -102,12 +102,9 @@ class RunFolder:
 
     # Embeddings and pictures
 
-    def embedding(self, embedding: Embedding) -> Path:
-        """Where a copy of an embedding as it is now belongs."""
-        return self.path / "embeddings" / f"{embedding.name}-{embedding.step}.safetensors"
-
     def save(self, embedding: Embedding) -> Path:
-        path = self.embedding(embedding)
+        """Keep a copy of an embedding as it is now; returns where."""
+        path = self.path / "embeddings" / f"{embedding.name}-{embedding.step}.safetensors"
         path.parent.mkdir(exist_ok=True)
         save_embedding(embedding, path)
         return path
