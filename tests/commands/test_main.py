@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("cyclopts")
 
+import textinv_core
+
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("train", "apply", "inspect", "convert", "demo")
 
@@ -20,6 +22,11 @@ def test_help_names_every_command(textinv):
     done = textinv("--help")
     assert done.code == 0
     assert all(f" {command} " in done.out for command in COMMANDS)
+
+
+def test_it_tells_its_version(textinv):
+    done = textinv("--version")
+    assert (done.code, done.out) == (0, f"textinv {textinv_core.__version__}\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

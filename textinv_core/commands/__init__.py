@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from .. import __version__
 from .apply import apply
 from .convert import convert
 from .demo import demo
@@ -25,7 +26,8 @@ app = App(
     "embedding:NAME.\n\n`textinv demo` shows it in two minutes; `textinv train --help` explains what to set.",
     help_format="markdown",
     help_flags=["--help"],
-    version_flags=[],
+    version=f"textinv {__version__}",
+    version_flags=["--version"],
     # Of a flag that comes twice the last counts, and lists have no flag that empties them.
     default_parameter=Parameter(allow_repeating=True, negative_iterable=()),
 )
