@@ -6,6 +6,7 @@ training.py CHECKPOINT [STEPS]
 import copy
 import json
 import logging
+import logging
 from contextlib import nullcontext
 
 import pack
@@ -219,6 +220,17 @@ def main():
             for a in (attention_sage, comfy_attention.attention_basic)
         ]
         result["attention without backward is replaced"] = torch.allclose(*attended)
+
+        told = []
+        listener = logging.Handler()
+        listener.emit = told.append
+        logging.root.addHandler(listener)
+        with host.trainable(example.latent, 1) as trainable:
+            for _ in range(3):
+                trainable.conditions(["a embedding:nowhere"], [{}], [example.latent])
+        logging.root.removeHandler(listener)
+        missing = [record for record in told if "nowhere" in record.getMessage()]
+        result["a name that is not there is told of once"] = len(missing) == 1 and not logging.root.filters
 
         mute = copy.copy(clip)
         mute.tokenizer = copy.copy(clip.tokenizer)
