@@ -6,7 +6,6 @@ training.py CHECKPOINT [STEPS]
 import copy
 import json
 import logging
-import logging
 from contextlib import nullcontext
 
 import pack
