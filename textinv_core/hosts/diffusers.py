@@ -332,9 +332,12 @@ class PipelineHost(Host):
         shape: Sequence[int],
         sampling: Sampling,
         embeddings: Sequence[Embedding] = (),
+        on_step: Callable[[int], None] = lambda _: None,
     ) -> Tensor:
         """All in one batch. DPM-Solver++ of order 2, which adds no noise on the way: a picture depends on its own seed
-        and prompt alone, up to rounding."""
+        and prompt alone, up to rounding.
+
+        on_step: is told of every step of the sampler that is done, counted from 1."""
         model = PipelineModel(self, self._checked(embeddings), ExitStack())
         encoded = dict.fromkeys([*prompts, sampling.negative])  # each text once
         own = [Occurrences({})] * len(encoded)
@@ -344,10 +347,11 @@ class PipelineHost(Host):
         sampler.set_timesteps(sampling.steps)
         noise = [torch.randn(tuple(shape), generator=Generator().manual_seed(seed)) for seed in seeds]
         noisy = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
-        for t in sampler.timesteps:
+        for step, t in enumerate(sampler.timesteps, 1):
             predicted = model.predict(torch.cat([noisy, noisy]), t.repeat(2 * len(seeds)), conditions)
             wanted, unwanted = predicted.float().split(len(seeds))
             noisy = sampler.step(unwanted + sampling.guidance * (wanted - unwanted), t, noisy, return_dict=False)[0]
+            on_step(step)
         return self.decode(noisy)
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> PipelineModel:
