@@ -19,8 +19,8 @@ from .train import train
 
 # Else transformers tells of every part of it that is not installed; none is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# Else torch's threads spin while they wait for one another. Where others need the cores, or fewer may be used than there
-# are, that keeps from its work the thread they wait for: a step then takes several times as long, and sometimes twenty.
+# Else torch's threads spin while they wait for one another. Where others need the cores, or fewer may be used than
+# there are, that keeps the one they wait for from its work, and a step takes several times as long, or twenty times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = App(
