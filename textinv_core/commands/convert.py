@@ -10,10 +10,15 @@ from .output import AsJson, Report, failing
 
 
 def convert(
-    file: Annotated[Path, Parameter(help="The embedding to read: .safetensors, .pt, .bin, or a picture.")],
+    file: Annotated[
+        Path, Parameter(help="The embedding to read: .safetensors, .pt, .bin, a picture, or a LoRA with one.")
+    ],
     out: Annotated[Path, Parameter(help="The file to write; its ending says of which kind.")],
     /,
     *,
+    name: Annotated[
+        str | None, Parameter(help="Of several embeddings that a LoRA brings along, the one to write.")
+    ] = None,
     picture: Annotated[
         Path | None,
         Parameter(help="For .png: the picture to keep the embedding in, best with 64 or more pixels a side."),
@@ -32,6 +37,8 @@ def convert(
 
         textinv convert my-cat.safetensors my-cat.png --picture cat.jpg
 
+        textinv convert lora.safetensors my-cat.safetensors --name "<my-cat>"
+
     The new embedding is called after its file, as prompts will find it.
     """
     report = Report(as_json)
@@ -42,7 +49,7 @@ def convert(
 
         if out.exists() and not overwrite:
             raise FileExistsError(f"There is a file {out} already. Give another name, or --overwrite to replace it.")
-        embedding = replace(load_embedding(file), name=check_name(out.stem))
+        embedding = replace(load_embedding(file, name), name=check_name(out.stem))
         save_embedding(embedding, out, load_image(picture)[0] if picture else None)
         report.facts(event="saved", path=str(out), name=embedding.name, step=embedding.step)
         report.say(f"{file} -> {out} ({embedding.shapes})")

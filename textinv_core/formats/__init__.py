@@ -11,6 +11,9 @@ from ..errors import UserError
 from ..picture_kinds import FURTHER_KINDS
 from . import bin, image_embedding, pt, safetensors
 from .bundles import bundled, chosen
+from .image_embedding import is_marked
+
+__all__ = ["FORMATS", "PICTURES", "is_marked", "keeps_facts", "list_bundled", "load_embedding", "save_embedding"]
 
 PICTURES = (".png", ".webp", *FURTHER_KINDS)
 FORMATS = {".safetensors": safetensors, ".pt": pt, ".bin": bin, **dict.fromkeys(PICTURES, image_embedding)}
@@ -53,6 +56,12 @@ def load_embedding(path: str | os.PathLike[str], name: str | None = None) -> Emb
     if name is not None and safe_name(name) != embedding.name:
         chosen([embedding.name], name, path.name)
     return embedding
+
+
+def keeps_facts(embedding: Embedding, path: str | os.PathLike[str]) -> bool:
+    """Whether the kind of file that `path` names has a place for the embedding's `step` and `metadata`."""
+    suffix = Path(path).suffix.lower()
+    return suffix == ".safetensors" or (suffix != ".bin" and len(embedding.vectors) == 1)
 
 
 def save_embedding(embedding: Embedding, path: str | os.PathLike[str], picture: Tensor | None = None) -> None:

@@ -72,7 +72,7 @@ def from_data(data: Any, stem: str, file: str) -> Embedding:
 
 
 def _by_width(parts: list[Any]) -> dict[str, Tensor]:
-    """The tensors of a list of dictionaries under the encoder keys that go with their widths; none where one has none."""
+    """The tensors of a list of dictionaries under the encoder keys that go with their widths; none if any has none."""
     tensors = [t for part in parts if isinstance(part, dict) for t in part.values() if isinstance(t, Tensor) and t.ndim]
     keyed = {KEY_BY_WIDTH.get(tensor.shape[-1]): tensor for tensor in tensors}
     return {key: tensor for key, tensor in keyed.items() if key} if len(keyed) == len(tensors) else {}

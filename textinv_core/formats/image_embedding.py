@@ -8,6 +8,7 @@ header and no length, only a black column between picture and stripes to know th
 import base64
 import io
 import json
+import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -121,8 +122,14 @@ def from_pixels(pixels: np.ndarray) -> bytes | None:
     return text if unzip.eof else None
 
 
+def is_marked(path: str | os.PathLike[str]) -> bool:
+    """Whether a picture says at its beginning that it holds an embedding; without, it may hold one in its pixels."""
+    with open(path, "rb") as file:
+        return CHUNK.encode() in file.read(2**16)
+
+
 def read(path: Path) -> Embedding:
-    """Read the embedding in a picture, which is called as it was when it was put there; all but `.png` are lossless."""
+    """Read the embedding in a picture, which is called as it was when it was put there; see `load_embedding`."""
     data = read_bytes(path, MAX_FILE_BYTES)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", *FURTHER_KINDS.values())) as image:
