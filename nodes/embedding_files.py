@@ -59,7 +59,7 @@ def _look_into(path: str, changed: int, size: int, thoroughly: bool) -> tuple[st
 
 
 def _entries(folder: str, files: set[str], prefix: str = "") -> list[str]:
-    """Entries for those of `files` in a kind of folder that hold embeddings; with a prefix for those in bundles alone."""
+    """Entries for those of `files` in a kind of folder that hold embeddings; with a prefix only for bundled ones."""
     entries = []
     for file in sorted(files):
         try:

@@ -14,8 +14,8 @@ LARGEST = 72
 
 def _size(draw: ImageDraw.ImageDraw, text: str, size: int, room: float) -> int:
     """The size at which `text` is `room` pixels wide, measured at `size`."""
-    left, _, right, _ = draw.textbbox((0, 0), text, font=ImageFont.load_default(size))
-    return max(1, min(int(size * room / max(1, right - left)), LARGEST))
+    _, _, width, _ = draw.textbbox((0, 0), text, font=ImageFont.load_default(size))
+    return max(1, min(int(size * (room / max(1, width))), LARGEST))
 
 
 def shade(height: int) -> np.ndarray:

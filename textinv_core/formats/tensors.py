@@ -61,7 +61,8 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
 def _before_encoders(tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
     """Those that prompts can use, `t5` called as everybody else calls it."""
     if after := sorted(tensors.keys() & KEYS_AFTER):
-        what = f"{', '.join(after)}: vectors that OneTrainer puts in after the text encoder, where no prompt can"
+        what = f"{', '.join(after)}: vectors that OneTrainer puts in after the text encoder"
+        what += ", where no prompt of ComfyUI or A1111 can"
         if len(after) == len(tensors):
             raise UserError(f"{file!r} holds only {what}. Train it there without output embeddings to use it here.")
         log.warning("%r is read without %s.", file, what)
