@@ -172,6 +172,7 @@ class TextInvLoadEmbedding(io.ComfyNode):
             "train it further or to apply it.",
             search_aliases=["textual inversion"],
             inputs=[
+                # No `io.RemoteOptions`: of a saved workflow the page would replace the choice by the first of the list.
                 io.Combo.Input(
                     "name",
                     options=entries(),

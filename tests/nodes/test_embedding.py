@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 
 import numpy as np
@@ -11,7 +12,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from textinv_core import Embedding, load_embedding, save_embedding
-from textinv_core.files import numbered
 
 CAT = Embedding("cat", {"clip_l": torch.randn(2, 768)}, 7, {"textinv.base_model": "abc"})
 SDXL = Embedding("cat", {"clip_l": torch.randn(2, 768), "clip_g": torch.randn(2, 1280)}, 7)
@@ -119,7 +119,7 @@ def test_names_that_cannot_be_shown_are_not_listed(load, folders):
 
 def test_the_list_is_made_anew_each_time_and_files_are_looked_into_once(load, folders, monkeypatch):
     looked_into = []
-    module = __import__("sys").modules["textinv_pack.nodes.embedding_files"]
+    module = sys.modules["textinv_pack.nodes.embedding_files"]
     real = module.list_bundled
     monkeypatch.setattr(module, "list_bundled", lambda path: looked_into.append(path) or real(path))
     bundle(folders["loras"] / "style.safetensors", "cat")
@@ -131,7 +131,7 @@ def test_the_list_is_made_anew_each_time_and_files_are_looked_into_once(load, fo
 
 
 def test_what_takes_long_does_not_hold_up_the_server(load, folders, monkeypatch, caplog):
-    module = __import__("sys").modules["textinv_pack.nodes.embedding_files"]
+    module = sys.modules["textinv_pack.nodes.embedding_files"]
     go_on = threading.Event()
     real = module.list_bundled
     monkeypatch.setattr(module, "PATIENCE", 0.05)
@@ -237,10 +237,3 @@ def test_a_png_without_a_picture_is_refused_before_the_graph_runs(node_classes, 
     with pytest.raises(ValueError, match="A png needs a picture"):
         node.execute(CAT, "png", False)
     assert not any(folders["embeddings"].iterdir())
-
-
-def test_numbered_minds_files_of_other_suffixes(tmp_path):
-    (tmp_path / "cat.pt").touch()
-    (tmp_path / "cat_2.bin").touch()
-    assert numbered(tmp_path / "cat.png", (".pt", ".bin")) == tmp_path / "cat_3.png"
-    assert numbered(tmp_path / "cat.png") == tmp_path / "cat.png"
