@@ -150,14 +150,13 @@ def _how_to_use(embedding: Embedding, path: Path) -> str:
     """What the node says of the file it wrote: how to use it, what is not in it, and where it is."""
     if path.suffix in FOUND_BY_PROMPTS:
         said = [f"Saved as embedding:{path.stem}"]
-        sooner = (path.with_suffix(suffix) for suffix in FOUND_BY_PROMPTS[: FOUND_BY_PROMPTS.index(path.suffix)])
-        said += [f"Prompts find {other.name} instead, as long as it is there." for other in sooner if other.exists()][
-            :1
-        ]
+        found = next(file for suffix in FOUND_BY_PROMPTS if (file := path.with_suffix(suffix)).exists())
+        if found != path:
+            said.append(f"Prompts find {found.name} instead, as long as it is there.")
     else:
         said = ["Saved in a picture: for Load Embedding and A1111. Prompts do not find it."]
     if not keeps_facts(embedding, path) and (embedding.step is not None or embedding.metadata):
-        said += ["Steps and model are not in this kind of file; safetensors has them."]
+        said.append("Steps and model are not in this kind of file; safetensors has them.")
     return "\n".join([*said, str(path)])
 
 
@@ -176,7 +175,7 @@ class TextInvLoadEmbedding(io.ComfyNode):
                 io.Combo.Input(
                     "name",
                     options=entries(),
-                    tooltip="A file or picture of that folder, or after lora: and > one that a LoRA brings along. "
+                    tooltip="A file or picture of that folder, or, as lora: file > name, one that a LoRA brings along. "
                     "Press R for new ones.",
                 ),
             ],

@@ -89,6 +89,9 @@ def test_only_the_header_is_read_to_list_names(save, monkeypatch):
     [
         b"",
         b"\xff" * 64,
+        struct.pack("<Q", 23) + b'["bundle_emb.a.b", 3, 4]'[:23],
+        struct.pack("<Q", 20) + b'["bundle_emb.a.b",3]',
+        struct.pack("<Q", 10**6) + b'"bundle_emb.' + b"[" * (10**6 - 12),
         b"\2\0\0\0\0\0\0\0{}",
         struct.pack("<Q", 99) + b'{"bundle_emb.',
         struct.pack("<Q", 13) + b'"bundle_emb."',

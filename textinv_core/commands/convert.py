@@ -21,7 +21,10 @@ def convert(
     ] = None,
     picture: Annotated[
         Path | None,
-        Parameter(help="For .png: the picture to keep the embedding in, best with 64 or more pixels a side."),
+        Parameter(
+            help="For .png: the picture to keep the embedding in, with its name and steps written on it; best with 64 "
+            "or more pixels a side."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, Parameter(negative=(), show_default=False, help="Replace a file that is there.")

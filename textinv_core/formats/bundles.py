@@ -30,7 +30,7 @@ def bundled(path: Path) -> dict[str, dict[str, str]]:
     except (ValueError, RecursionError):
         return {}
     found: dict[str, dict[str, str]] = {}
-    for key in keys:
+    for key in keys if isinstance(keys, dict) else ():
         if match := BUNDLED.fullmatch(key):
             found.setdefault(match[1], {})[match[2]] = key
     return found
