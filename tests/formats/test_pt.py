@@ -1,6 +1,5 @@
 import io
 import pickle
-import re
 import zipfile
 from collections import OrderedDict
 
@@ -88,7 +87,7 @@ def test_one_value_repeated_without_end_is_refused(tmp_path, zipped):
     shape = (10**7, 768)
     data = saved({"*": torch.ones(1).expand(shape)}, zipped)
     assert len(data) < 5000
-    with pytest.raises(UserError, match=re.escape(f"of shape {list(shape)}, not vectors")):
+    with pytest.raises(UserError, match="its tensors would take 29297 MiB, and 64 are the most"):
         read(tmp_path, data)
 
 

@@ -241,7 +241,7 @@ def test_a_ckpt_with_a_broken_pickle(tmp_path, pickled):
     with zipfile.ZipFile(tmp_path / "whole.ckpt") as whole, zipfile.ZipFile(tmp_path / "model.ckpt", "w") as broken:
         for name in whole.namelist():
             broken.writestr(name, pickled if name.endswith("data.pkl") else whole.read(name))
-    with pytest.raises(UserError, match=r"'model.ckpt' cannot be read: .* get the model as \.safetensors"):
+    with pytest.raises(UserError, match=r"'model.ckpt' cannot be read as a file of torch: .* get it as \.safetensors"):
         pipelines.load(tmp_path / "model.ckpt")
 
 
@@ -273,7 +273,7 @@ def test_a_ckpt_that_would_run_code_is_not_opened(tmp_path):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"state_dict": {}, "callbacks": Harm()}, tmp_path / "model.ckpt")
-    with pytest.raises(UserError, match="because it could run code"):
+    with pytest.raises(UserError, match=r"would have Python run \w+\.mkdir.* can harm"):
         pipelines.load(tmp_path / "model.ckpt")
     assert not (tmp_path / "harm").exists()
 

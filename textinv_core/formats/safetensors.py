@@ -10,8 +10,10 @@ from ..embedding import Embedding, safe_name
 from ..errors import UserError
 from ..files import write_atomically
 from .facts import lasting
-from .limits import MAX_FILE_BYTES, check_size
+from .limits import MAX_TENSOR_BYTES, check_file, check_total
 from .tensors import to_store, vectors_of
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024  # names, shapes and facts of a LoRA with thousands of tensors take a tenth
 
 # https://github.com/Stability-AI/ModelSpec
 ARCHITECTURES = {
@@ -21,13 +23,27 @@ ARCHITECTURES = {
 }
 
 
+def check_header(path: Path) -> None:
+    """Raise UserError for a header too long to be parsed; the tensors may be of any size, they are mapped."""
+    check_file(path, None)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise UserError(
+            f"{path.name!r} cannot be read as safetensors: its header would have {length / 2**20:.0f} MiB, and "
+            f"{MAX_HEADER_BYTES / 2**20:.0f} are the most that is read. Is it whole?"
+        )
+
+
 def read(path: Path) -> Embedding:
     """Read an embedding of ours or of another program; see `load_embedding`."""
-    check_size(path, MAX_FILE_BYTES)
+    check_header(path)
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+            keys = file.keys()
+            check_total((file.get_slice(key).get_shape() for key in keys), MAX_TENSOR_BYTES, path.name)
+            tensors = {key: file.get_tensor(key) for key in keys}
             vectors = vectors_of(tensors, "textinv.vectors" in facts, path.name)
     except (SafetensorError, NotImplementedError) as error:  # torch knows float types it cannot convert
         raise UserError(f"{path.name!r} cannot be read as safetensors: {error}. Is it whole?") from None
