@@ -28,8 +28,9 @@ def load_embedding(path: str | os.PathLike[str]) -> Embedding:
     `textinv.*`, which A1111's `sd_checkpoint` and `sd_checkpoint_name` become, and those `modelspec.*` that hold for a
     changed embedding too. No code in a file is ever run.
 
-    Raises UserError naming the file for an unknown suffix, more than 256 MiB or 32 million pixels, a damaged file,
-    other contents, or values that are not finite; OSError where it cannot be opened.
+    Raises UserError naming the file for an unknown suffix, a damaged file, other contents, values that are not finite,
+    and for what no embedding has: vectors of more than 64 MiB as float32, a file of more (`.safetensors` apart, of
+    which no more is read), 10 million pixels; OSError where it cannot be opened.
     """
     path = Path(path)
     return _format(path).read(path)

@@ -25,7 +25,7 @@ from . import a1111
 from .limits import MAX_FILE_BYTES, check_file
 
 CHUNK = "sd-ti-embedding"
-MAX_PIXELS = 4096 * 4096
+MAX_PIXELS = 10_000_000  # stripes for 75 vectors of T5 are 2.4 million beside the picture
 MAX_JSON_BYTES = 8 * 1024 * 1024  # 75 vectors of T5 have 6.8 MB
 MAX_JSON_BRACKETS = 10_000  # a list for each vector; objects and lists of nothing take fifty times their text
 ROWS = 64  # of a picture are looked at together

@@ -13,7 +13,7 @@ from .facts import lasting
 from .limits import MAX_TENSOR_BYTES, check_file, check_total
 from .tensors import to_store, vectors_of
 
-MAX_HEADER_BYTES = 16 * 1024 * 1024  # names, shapes and facts of a LoRA with thousands of tensors take a tenth
+MAX_HEADER_BYTES = 8 * 1024 * 1024  # of a LoRA with thousands of tensors, half a MiB, and facts about its pictures
 
 # https://github.com/Stability-AI/ModelSpec
 ARCHITECTURES = {

@@ -153,7 +153,7 @@ def unpickle(stream: BinaryIO) -> tuple[Any, list[Declared]]:
                 name, module = _is(stack.pop(), str), _is(stack.pop(), str)
                 stack.append(_known(f"{module}.{name}"))
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
+                stack.append(_referred(stack.pop()))
             case "REDUCE" | "NEWOBJ":
                 arguments, name = _is(stack.pop(), tuple), _is(stack.pop(), Name)
                 stack.append(_made(name.text, arguments, declared))
@@ -194,12 +194,15 @@ def _filled(target: Any, items: list[Any]) -> dict[Any, Any]:
     return target
 
 
-def _storage(identity: Any) -> Storage:
-    """("storage", its kind, key, device, count), and with old files None, or what it would be a part of."""
+def _referred(identity: Any) -> Storage | Name:
+    """What stands beside the pickle: a storage, and in old files a class, which came with its source."""
     match identity:
+        # The last is what an old storage would be a part of.
         case ("storage", Name(text=kind), str(key), _, int(count), *rest) if kind in STORAGES and rest in ([], [None]):
             if 0 <= count < MAX_NUMBERS:
                 return Storage(STORAGES[kind], key, count)
+        case ("module", Name() as name, _, _):
+            return name
     raise ValueError("it refers to something that is no storage of numbers")
 
 
