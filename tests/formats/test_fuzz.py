@@ -28,9 +28,9 @@ def run(first: int, count: int) -> str:
     return ran.stdout
 
 
-@pytest.mark.parametrize("number", range(len(fuzz.seeds())))
+@pytest.mark.parametrize("number", range(len(fuzz.SEEDS)))
 def test_what_gets_damaged_is_whole(tmp_path, number):
-    suffix, data = fuzz.seeds()[number]
+    suffix, data = fuzz.SEEDS[number]
     path = tmp_path / f"cat{suffix}"
     path.write_bytes(data)
     assert fuzz.READERS.get(suffix, load_embedding)(path)
