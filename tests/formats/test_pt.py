@@ -67,7 +67,8 @@ def test_a_view_is_saved_alone(tmp_path):
     "rows", [ROWS, torch.nn.Parameter(ROWS), ROWS.half(), ROWS.bfloat16(), ROWS.double(), ROWS.T.contiguous().T]
 )
 @pytest.mark.parametrize(
-    ("kind", "zipped"), [(dict, True), (dict, False), (OrderedDict, True), (torch.nn.ParameterDict, True)]
+    ("kind", "zipped"),
+    [(dict, True), (dict, False), (OrderedDict, True), (torch.nn.ParameterDict, True), (torch.nn.ParameterDict, False)],
 )
 def test_reads_what_torch_saved(tmp_path, zipped, rows, kind):
     terms = kind({"*": torch.nn.Parameter(rows) if kind is torch.nn.ParameterDict else rows})

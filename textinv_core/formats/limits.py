@@ -15,7 +15,7 @@ def check_file(path: Path, max_bytes: int | None) -> None:
     """Raise UserError, before it is opened, for what is no ordinary file, or has more than `max_bytes`."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise UserError(f"{path.name!r} was not opened: it is {what}, not a file.")
     if max_bytes is not None and status.st_size > max_bytes:
         raise UserError(
