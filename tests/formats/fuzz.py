@@ -34,7 +34,7 @@ from textinv_core.commands.settings_file import read_file
 from textinv_core.errors import UserError
 from textinv_core.formats.limits import MAX_FILE_BYTES
 from textinv_core.formats.pickles import load
-from textinv_core.formats.tensors import to_store
+from textinv_core.formats.tensors import ENCODER_KEYS, to_store
 
 FOLDER = Path(__file__).parents[1] / "recorded" / "files"
 MAX_SECONDS = 10  # of a processor; the slowest take 2
@@ -64,12 +64,13 @@ def zipped(pickled: bytes) -> bytes:
     return file.getvalue()
 
 
-DOUBLED = b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60  # a tuple of the tuple before, twice: hashing it never ends
+DOUBLED = b"\x80\x02)" + b"q\x00h\x00\x86" * 60  # a tuple of the tuple before, twice: hashing it never ends
 KEY = DOUBLED.replace(b"\x80\x02", b"\x80\x02}") + b"K\x01s."
 VALUE = b"\x80\x02}X\x01\x00\x00\x00*" + DOUBLED[2:] + b"s."
 NAME = b"\x80\x02" + DOUBLED[2:] + b"X\x01\x00\x00\x00a\x93."
 TENSOR = b"\x80\x02}X\x01\x00\x00\x00*ctorch._utils\n_rebuild_tensor_v2\n"
 IDENTITY = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + DOUBLED[2:] + b"X\x03\x00\x00\x00cpuK\x01tQ."
+KEYS = ("clip_l", "clip_g", "t5xxl", "llama")
 MILLION = 2**20 - 300  # nearly what a pickle may have
 
 
@@ -150,7 +151,7 @@ LARGE: Made = {
     ),
     "numbers of eight bits": (
         ".safetensors",
-        lambda: save_safetensors({"clip_l": torch.zeros(258_000, 1000, dtype=torch.float8_e4m3fn)}),
+        lambda: save_safetensors({key: torch.zeros(64_500, 1000, dtype=torch.float8_e4m3fn) for key in KEYS}),
     ),
     "a header of keys": (
         ".safetensors",
@@ -184,8 +185,11 @@ SMALL: Made = {
     "a name that is printed for ever": (".pt", lambda: legacy(NAME)),
     "a storage that is printed for ever": (".pt", lambda: legacy(TENSOR + IDENTITY)),
     "system": (".pt", lambda: b"cposix\nsystem\n(Vtrue\ntR."),
-    "one number under nine keys": (".pt", lambda: saved({f"e{n}": torch.ones(1).expand(10**5, 830) for n in range(9)})),
-    "one number under two": (".pt", lambda: saved(dict.fromkeys("ab", torch.ones(1).expand(2 * 10**5, 768)))),
+    "one number under nine keys": (
+        ".pt",
+        lambda: saved(dict.fromkeys(sorted(ENCODER_KEYS), torch.ones(1).expand(10**5, 660))),
+    ),
+    "one number under two": (".pt", lambda: saved(dict.fromkeys(KEYS[:2], torch.ones(1).expand(10**5, 660)))),
     "one number in nine zipped": (".bin", lambda: saved({n: torch.ones(1).expand(10**8) for n in "abcdefghi"}, True)),
     "one number in a checkpoint": (".ckpt", lambda: saved({n: torch.ones(1).expand(10**8) for n in "abcdefghi"}, True)),
     "an integer of a megabyte": (

@@ -278,19 +278,18 @@ def test_a_ckpt_that_would_run_code_is_not_opened(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_ckpt_holds_what_a_safetensors_does(tmp_path, zipped):
+def test_a_ckpt_holds_what_a_safetensors_does(tmp_path):
     shipped = Path(pipelines.__file__).parents[1] / "toyworld" / "toyworld.safetensors"
     weights = load_file(shipped)
     checkpoint = {"state_dict": weights, "epoch": 3, "callbacks": {}, "pytorch-lightning_version": "1.4.2"}
-    torch.save(checkpoint, tmp_path / "toyworld.ckpt", _use_new_zipfile_serialization=zipped)
+    torch.save(checkpoint, tmp_path / "toyworld.ckpt")
     expected = pipelines.load(shipped, shipped.parent).unet.state_dict()
     after = pipelines.load(tmp_path / "toyworld.ckpt", shipped.parent).unet.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in expected.items())
 
 
 # A tuple of the tuple before, twice, and so on: as a key it would be hashed for ever.
-ENDLESS = b"\x80\x02})" + b"q\x00h\x00h\x00\x86" * 60 + b"K\x01s."
+ENDLESS = b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"K\x01s."
 
 
 def test_a_ckpt_that_would_freeze_is_refused(tmp_path):
@@ -301,7 +300,8 @@ def test_a_ckpt_that_would_freeze_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("part", "name"), [("unet", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin"), ("vae", "x.any")]
+    ("part", "name"),
+    [("unet", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin"), ("text_encoder", "x.any")],
 )
 def test_weights_of_a_folder_that_are_pickles(tmp_path, part, name):
     """Read where they are harmless. By torch, but only after a look at them: it would freeze."""
@@ -311,7 +311,7 @@ def test_weights_of_a_folder_that_are_pickles(tmp_path, part, name):
     file.unlink()
     if name == "x.any":
         index = {"metadata": {}, "weight_map": dict.fromkeys(torch.load(folder / part / name), name)}
-        (folder / part / "diffusion_pytorch_model.bin.index.json").write_text(json.dumps(index))
+        (folder / part / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     assert pipelines.load(folder)
     with zipfile.ZipFile(folder / part / name, "w") as archive:
         archive.writestr("archive/data.pkl", ENDLESS)
