@@ -1,5 +1,7 @@
 """Settings files, flags, and what the two make together."""
 
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +175,7 @@ def test_a_file_is_read_as_toml(tmp_path):
         (b"name = '\xff'", "as TOML"),
         (b"a = " + b"[" * 100_000, "as TOML"),
         (b"#" * 1024**2 + b"#", "1 MiB"),
+        (b"a = " + b"9" * 10_000, "as TOML"),
     ],
 )
 def test_a_file_that_cannot_be_settings_is_refused(tmp_path, data, words):
@@ -180,6 +183,49 @@ def test_a_file_that_cannot_be_settings_is_refused(tmp_path, data, words):
     file.write_bytes(data)
     with pytest.raises(UserError, match=words):
         read_file(file)
+
+
+def test_a_byte_order_mark_is_no_key(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_bytes(b"\xef\xbb\xbfname = 'cat'")
+    assert read_file(file) == {"name": "cat"}
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"settings file '.*a\.toml' cannot be read: No such file"):
+        read_file(tmp_path / "a.toml")
+    with pytest.raises(UserError, match=r"settings file '.*' cannot be read: Is a directory"):
+        read_file(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no such files")
+def test_a_file_without_end_is_refused(tmp_path):
+    with pytest.raises(UserError, match="1 MiB"):
+        read_file(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "pipe")  # as `textinv train <(cat a.toml)` has
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=["name = 'cat'"])
+    writer.start()
+    assert read_file(tmp_path / "pipe") == {"name": "cat"}
+    writer.join()
+
+
+BEFORE = ["", "a = 1\n", 'a = """\n"\n"""\n', "a = '''\n'\n'''\n", "# don't\n", "[a]\nb = {"]
+
+
+@pytest.mark.parametrize("key", ["a" + ".a" * 50_000, "'a'" + ' . "\\"" ' * 50_000, "[x" + ". x" * 50_000 + "]#"])
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_key_of_many_parts_is_refused(tmp_path, key, before):
+    file = tmp_path / "a.toml"
+    file.write_text(f"{before}{key} = 1")
+    with pytest.raises(UserError, match="a key of more than 32 parts"):
+        read_file(file)
+
+
+@pytest.mark.parametrize("text", ["x" + ".x" * 50, "....... " * 50, "don't '" + ".x" * 50])
+def test_texts_and_comments_may_have_any_dots(tmp_path, text):
+    file = tmp_path / "a.toml"
+    file.write_text(f'a = "{text}" # {text}\nb = """\n\\"{text}\n"" """\nc = \'\'\'{text} \'\'\'')
+    assert read_file(file)["a"] == text
 
 
 def test_a_bad_value_of_any_depth_is_named():

@@ -61,8 +61,13 @@ def test_of_onetrainer_what_goes_in_before_the_encoder_is_taken(save, caplog):
 
 
 def test_a_lora_may_be_larger_than_any_embedding(save, monkeypatch):
-    monkeypatch.setattr("textinv_core.formats.safetensors.MAX_FILE_BYTES", 100)
-    assert load_embedding(save(TWO), "dog").name == "dog"
+    path = save(TWO)
+    dog = 4 * load_embedding(path, "dog").vectors["clip_l"].numel()
+    monkeypatch.setattr("textinv_core.formats.safetensors.MAX_TENSOR_BYTES", dog)
+    assert load_embedding(path, "dog").name == "dog"
+    monkeypatch.setattr("textinv_core.formats.safetensors.MAX_TENSOR_BYTES", dog - 4)
+    with pytest.raises(UserError, match="would take"):
+        load_embedding(path, "dog")
 
 
 def test_weights_are_never_read(save):

@@ -104,7 +104,7 @@ def test_other_files_of_the_name_are_damaged(tmp_path, suffix, data):
         load_embedding(tmp_path / f"cat{suffix}")
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if suffix != ".safetensors"])
 def test_size_is_bounded(tmp_path, monkeypatch, suffix):
     (tmp_path / f"cat{suffix}").write_bytes(b"\0" * 101)
     monkeypatch.setattr(sys.modules[FORMATS[suffix].read.__module__], "MAX_FILE_BYTES", 100)

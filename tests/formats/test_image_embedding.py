@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin, features
 
 from textinv_core import Embedding, load_embedding, save_embedding
 from textinv_core.errors import UserError
-from textinv_core.formats import FORMATS, image_embedding, is_marked
+from textinv_core.formats import FORMATS, a1111, image_embedding, is_marked
 from textinv_core.formats.overlay import written_on
 
 PICTURE = torch.rand(64, 80, 3, generator=torch.Generator().manual_seed(0))
@@ -304,6 +304,7 @@ def encoded(vectors, **more):
         (encoded([[1e400] * 768]), "not finite"),
         (encoded([[1.0] * 77]), "width 77"),
         (encoded([]), "not vectors"),
+        (encoded([[]] * 10_000), "its text has more than 10000 lists"),
         ("", "holds no embedding that can be read"),
     ],
 )
@@ -323,6 +324,22 @@ def test_text_without_end_is_refused(tmp_path, monkeypatch):
         load_embedding(tmp_path / "cat.png")
 
 
+@pytest.mark.parametrize("rows", [1, 7, 63, 64, 1000])
+def test_it_does_not_matter_how_many_rows_are_looked_at_together(saved, tmp_path, monkeypatch, rows):
+    with_border(Image.open(saved)).convert("RGBA").save(tmp_path / "pixels.png")
+    monkeypatch.setattr(image_embedding, "ROWS", rows)
+    check_holds(tmp_path / "pixels.png")
+
+
+def test_75_vectors_of_t5_are_not_too_much_text(tmp_path):
+    """What embeddings have at most, with every digit a float32 can have."""
+    rows = torch.rand(75, 4096, generator=torch.Generator().manual_seed(0)) * -1e-5
+    text = image_embedding.to_json(a1111.to_data(Embedding("cat", {"t5xxl": rows}), "cat.png"))
+    with_text(tmp_path / "cat.png", base64.b64encode(text).decode())
+    assert torch.equal(load_embedding(tmp_path / "cat.png").vectors["t5xxl"], rows)
+    assert len(text) > 0.8 * image_embedding.MAX_JSON_BYTES
+
+
 def test_pixels_that_unpack_without_end_are_none(saved, tmp_path, monkeypatch):
     Image.open(saved).save(tmp_path / "pixels.png")
     monkeypatch.setattr(image_embedding, "MAX_JSON_BYTES", len(TEXT))
@@ -332,7 +349,7 @@ def test_pixels_that_unpack_without_end_are_none(saved, tmp_path, monkeypatch):
         load_embedding(tmp_path / "pixels.png")
 
 
-@pytest.mark.parametrize(("width", "height"), [(8000, 4001), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(("width", "height"), [(4000, 2501), (2**31 - 1, 2**31 - 1)])
 def test_too_many_pixels_are_not_decoded(tmp_path, width, height):
     file = io.BytesIO()
     Image.fromarray(grey()).save(file, "PNG")

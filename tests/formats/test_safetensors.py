@@ -262,6 +262,22 @@ def test_damaged_files_are_named(tmp_path, data):
         load_embedding(tmp_path / "cat.safetensors")
 
 
+def test_a_header_is_not_parsed_that_is_too_long(tmp_path):
+    (tmp_path / "cat.safetensors").write_bytes(struct.pack("<Q", 2**23 + 1) + b"{" * 2**23)
+    with pytest.raises(UserError, match=r"its header would have 8 MiB, and 8 are the most"):
+        load_embedding(tmp_path / "cat.safetensors")
+
+
+def test_no_tensor_is_made_where_all_are_too_many(tmp_path, monkeypatch):
+    small = torch.zeros(2**12, 2**11, dtype=torch.float8_e4m3fn)  # 8 MiB, 32 as float32
+    save_file({"clip_l": small, "clip_g": small.clone()}, tmp_path / "cat.safetensors")
+    assert load_embedding(tmp_path / "cat.safetensors").vectors["clip_l"].shape == small.shape
+    save_file({"clip_l": small, "clip_g": small.clone(), "t5xxl": torch.ones(1)}, tmp_path / "cat.safetensors")
+    monkeypatch.setattr("textinv_core.formats.safetensors.vectors_of", None)
+    with pytest.raises(UserError, match=r"its tensors would take 64 MiB, and 64 are the most"):
+        load_embedding(tmp_path / "cat.safetensors")
+
+
 @given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
 def test_one_wrong_byte_is_at_worst_a_value_error(tmp_path_factory, at, byte):
     path = tmp_path_factory.mktemp("e") / "cat.safetensors"

@@ -1,6 +1,7 @@
 """Settings files: TOML with one table for each group of settings, and jobs that add to what is common."""
 
 import difflib
+import re
 import reprlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,14 @@ from ..training.settings import TrainSettings
 from .plan import Plan
 
 MAX_FILE_BYTES = 1024 * 1024
+# A key of many parts takes its reader time and memory by their square, 50,000 of them 9 GB. What stands in texts and
+# comments is not meant; one that nothing closes goes to the end.
+TEXTS = re.compile(
+    r'''"""(?:[^"\\]|\\.|"(?!""))*(?:"""|\Z)|"(?:[^"\\\n]|\\[^\n])*"?|#[^\n]*'''
+    r"""|'''.*?(?:'''|\Z)|'[^'\n]*'?""",
+    re.DOTALL,
+)
+MANY_PARTS = re.compile(r"(?<![\w'-])(?:[\w-]+|'')(?:[ \t]*\.[ \t]*(?:[\w-]+|'')){32}", re.ASCII)
 
 # What a file's tables become; "" is its top.
 TABLES: dict[str, Any] = {"": Plan, "images": ImageSettings, "train": TrainSettings, "shuffle": ShuffleConfig}
@@ -42,16 +51,24 @@ KINDS = {table: _kinds(cls) for table, cls in TABLES.items()}
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """A settings file's tables. Raises UserError for more than 1 MiB and what is no TOML, OSError without a file."""
+    """A settings file's tables. Raises UserError where there is none, for more than 1 MiB and for what is no TOML."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    if path.stat().st_size > MAX_FILE_BYTES:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)  # a device has no size, and a pipe none yet
+    except OSError as error:
+        raise UserError(f"The settings file {str(path)!r} cannot be read: {error.strerror or error}.") from None
+    if len(data) > MAX_FILE_BYTES:
         raise UserError(f"{path.name!r} has more than 1 MiB, which no settings need. Is it the right file?")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = data.decode("utf-8-sig")  # Windows' editors write a byte order mark
+        if MANY_PARTS.search(TEXTS.sub("''", text)):
+            raise ValueError("it has a key of more than 32 parts, and no setting has more than two")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; an integer may be too long
         raise UserError(f"{path.name!r} cannot be read as TOML: {error}.") from None
 
 

@@ -46,9 +46,10 @@ def load_embedding(path: str | os.PathLike[str], name: str | None = None) -> Emb
     `textinv.*`, which A1111's `sd_checkpoint` and `sd_checkpoint_name` become, and those `modelspec.*` that hold for a
     changed embedding too. No code in a file is ever run.
 
-    Raises UserError naming the file for an unknown suffix, more than 256 MiB or 32 million pixels, a damaged file,
-    other contents, values that are not finite, another `name` than there is, and none where there are several; OSError
-    where it cannot be opened.
+    Raises UserError naming the file for an unknown suffix, a damaged file, other contents, values that are not finite,
+    another `name` than there is, none where there are several, and for what no embedding has: vectors of more than 64
+    MiB as float32, a file of more (`.safetensors` apart, of which no more is read), 10 million pixels; OSError where it
+    cannot be opened.
     """
     path = Path(path)
     kind = _format(path)

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
+from .limits import MAX_HEADER_BYTES
 
-MAX_HEADER_BYTES = 16 * 1024 * 1024  # some 100,000 tensors
 # The shortest name that leaves a key: names may have dots, keys have none but A1111's.
 BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|[^.]+)", re.DOTALL)
 

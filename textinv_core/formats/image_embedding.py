@@ -24,12 +24,14 @@ from ..errors import UserError
 from ..files import write_atomically
 from ..picture_kinds import FURTHER_KINDS
 from . import a1111
-from .limits import MAX_FILE_BYTES, read_bytes
+from .limits import MAX_FILE_BYTES, check_file
 from .overlay import written_on
 
 CHUNK = "sd-ti-embedding"
-MAX_PIXELS = 32_000_000
-MAX_JSON_BYTES = 16 * 1024 * 1024  # some 700,000 numbers
+MAX_PIXELS = 10_000_000  # stripes for 75 vectors of T5 are 2.4 million beside the picture
+MAX_JSON_BYTES = 8 * 1024 * 1024  # 75 vectors of T5 have 6.8 MB
+MAX_JSON_BRACKETS = 10_000  # a list for each vector; objects and lists of nothing take fifty times their text
+ROWS = 64  # of a picture are looked at together
 
 
 def to_json(data: dict[str, Any]) -> bytes:
@@ -39,10 +41,8 @@ def to_json(data: dict[str, Any]) -> bytes:
 
 def from_json(text: bytes) -> Any:
     """What `to_json` was given, tensors as float64. Raises ValueError, TypeError or RecursionError."""
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(
-            f"its text has {len(text) / 2**20:.0f} MiB, embeddings have {MAX_JSON_BYTES / 2**20:.0f} at most"
-        )
+    if text.count(b"[") + text.count(b"{") > MAX_JSON_BRACKETS:
+        raise ValueError(f"its text has more than {MAX_JSON_BRACKETS} lists and objects")
 
     def as_tensor(stored: dict[str, Any]) -> Any:
         if "TORCHTENSOR" not in stored:
@@ -52,15 +52,26 @@ def from_json(text: bytes) -> Any:
     return json.loads(text, object_hook=as_tensor)
 
 
+def from_base64(chunk: str) -> bytes:
+    """The JSON in a text chunk. Raises ValueError."""
+    if (size := len(chunk) * 3 // 4) > MAX_JSON_BYTES:
+        raise ValueError(f"its text has {size / 2**20:.0f} MiB, embeddings have {MAX_JSON_BYTES / 2**20:.0f} at most")
+    return base64.b64decode(chunk)
+
+
 def noise(n: int) -> np.ndarray:
     """The first n numbers of A1111's generator, uint8: s' = 1664525 s + 1013904223 mod 2^32 from 0, each s mod 255."""
     states = np.full(1, 1013904223, np.uint32)
     factor, summand = 1664525, 1013904223
-    while len(states) < n:
+    while len(states) < min(n, 2**16):
         # As many steps at once as there are states already; two such jumps make the next one.
         states = np.concatenate([states, states * np.uint32(factor) + np.uint32(summand)])
         factor, summand = factor * factor % 2**32, (factor + 1) * summand % 2**32
-    return (states[:n] % 255).astype(np.uint8)
+    numbers = np.empty(n, np.uint8)
+    for start in range(0, n, len(states)):
+        numbers[start : start + len(states)] = (states % 255)[: n - start]
+        states = states * np.uint32(factor) + np.uint32(summand)
+    return numbers
 
 
 def hidden(block: np.ndarray) -> np.ndarray:
@@ -101,17 +112,33 @@ def stripes(text: bytes, height: int, first: Tensor) -> tuple[np.ndarray, np.nda
     return made[0], made[1]
 
 
+def pieces(pixels: np.ndarray) -> list[np.ndarray]:
+    """Rows of a picture that are looked at together: what is made of all at once takes as much memory again."""
+    return [pixels[row : row + ROWS] for row in range(0, len(pixels), ROWS)]
+
+
+def decoded(image: Image.Image) -> np.ndarray:
+    """The pixels of a picture, uint8 [H, W, 3]."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for row in range(0, image.height, ROWS):
+        piece = image.crop((0, row, image.width, min(row + ROWS, image.height)))
+        pixels[row : row + ROWS] = np.asarray(piece.convert("RGB"))
+    return pixels
+
+
 def from_pixels(pixels: np.ndarray) -> bytes | None:
     """The text in the stripes of a picture, uint8 [H, W, 3]; None where it has none."""
-    lit = (pixels > 0).all(2)
-    columns, rows = np.flatnonzero(np.any(lit, axis=0)), np.flatnonzero(np.any(lit, axis=1))
+    lit = np.concatenate([piece.all(axis=2) for piece in pieces(pixels)])
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
     if len(columns) == 0:
         return None
-    nibbles = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 0x0F
-    black = np.flatnonzero(~nibbles.any(axis=(0, 2)))
+    pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    black = np.flatnonzero(~np.logical_or.reduce([(piece & 0x0F).any(axis=(0, 2)) for piece in pieces(pixels)]))
     if len(black) < 2:
         return None
-    lower, upper = nibbles[:, : black[0]], nibbles[:, black[-1] + 1 :]
+    # Longer than its text, compressed, is only what stripes have for a whole row more.
+    needed = MAX_JSON_BYTES // max(3 * black[0], 1) + 4
+    lower, upper = pixels[:needed, : black[0]] & 0x0F, pixels[:needed, black[-1] + 1 :] & 0x0F
     if lower.shape != upper.shape:
         return None
     unzip = zlib.decompressobj()
@@ -130,13 +157,16 @@ def is_marked(path: str | os.PathLike[str]) -> bool:
 
 def read(path: Path) -> Embedding:
     """Read the embedding in a picture, which is called as it was when it was put there; see `load_embedding`."""
-    data = read_bytes(path, MAX_FILE_BYTES)
+    check_file(path, MAX_FILE_BYTES)
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", *FURTHER_KINDS.values())) as image:
+        with Image.open(path, formats=("PNG", "WEBP", *FURTHER_KINDS.values())) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS // 10**6} million pixels")
+                raise ValueError(
+                    f"{image.width} x {image.height} are more than {MAX_PIXELS // 10**6} million pixels, which no "
+                    "picture with an embedding needs"
+                )
             chunk = getattr(image, "text", {}).get(CHUNK)
-            text = from_pixels(np.array(image.convert("RGB"))) if chunk is None else base64.b64decode(chunk)
+            text = from_pixels(decoded(image)) if chunk is None else from_base64(chunk)
         stored = None if text is None else from_json(text)
     except UnidentifiedImageError:
         raise UserError(f"{path.name!r} is not a picture, or of a kind other than its ending says.") from None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..embedding import Embedding
 from ..errors import UserError
-from .limits import MAX_FILE_BYTES
+from .limits import MAX_TENSOR_BYTES, check_total
 
 # The keys other programs write. More of ComfyUI's encoders take embeddings; files of our own may use any of them.
 ENCODER_KEYS = {"clip_l", "clip_g", "clip_h", "t5xxl", "llama", "qwen3_4b", "qwen3_8b", "mistral3_24b", "ministral3_3b"}
@@ -38,10 +38,9 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
         tensors = _before_encoders(tensors, file)
     if not tensors:
         raise UserError(f"{file!r} is no embedding: it holds no vectors.")
+    check_total((tensor.shape for tensor in tensors.values()), MAX_TENSOR_BYTES, file)
     for key, tensor in tensors.items():
-        # A file of a few bytes may repeat one value without end: a tensor's size says nothing about its memory.
-        too_large = tensor.numel() > MAX_FILE_BYTES // 4
-        if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or tensor.numel() == 0 or too_large:
+        if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or tensor.numel() == 0:
             raise UserError(
                 f"{file!r} is no embedding: {key[:64]!r} is {tensor.dtype} of shape {list(tensor.shape)}, not vectors."
             )
@@ -53,7 +52,8 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
             raise UserError(f"{file!r} is no embedding: it holds vectors for {key[:64]!r}, which is no text encoder.")
         # A copy, because stored tensors may be the mapped file.
         vectors[key] = torch.atleast_2d(tensor.detach()).to(torch.float32, copy=True)
-        if not vectors[key].isfinite().all():
+        # Of least and greatest, because isfinite() takes as much memory again.
+        if not torch.stack(torch.aminmax(vectors[key])).isfinite().all():
             raise UserError(f"{file!r} is damaged: {key!r} holds values that are not finite numbers.")
     return vectors
 

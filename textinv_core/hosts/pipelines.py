@@ -5,8 +5,6 @@ What a single file does not say (see `configs/README.md`) comes with this packag
 
 import gzip
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +28,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..errors import UserError
+from ..formats import pickles
 
 CONFIGS = Path(__file__).parent / "configs"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -98,8 +97,6 @@ def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         if isinstance(error, KeyError):
             reason = f"there is no {error}"
-        if isinstance(error, pickle.UnpicklingError):  # torch would advise to open it without protection
-            reason = "it is damaged, or there is more in it than weights"
         raise UserError(f"{what} cannot be read: {reason}. {advice}") from error
 
 
@@ -121,9 +118,16 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     ):
         files = [file.name for file in (folder / name).glob("*.safetensors")]
         variant = "fp16" if files and all(".fp16." in file for file in files) else None
+        if not files:
+            _check_pickles(folder / name)
         with _reading(f"The {name} in {folder.name!r}"):
             loaded: Any = model.from_pretrained(
-                folder / name, variant=variant, local_files_only=True, output_loading_info=True, **options
+                folder / name,
+                variant=variant,
+                use_safetensors=True if files else None,  # not the .bin beside one that is damaged
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
             )
         parts[name], loading = loaded
         _check_filled(loading, f"{name} in {folder.name!r}")
@@ -131,6 +135,13 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     for name in names:
         parts[name].to(dtype)
     return {**parts, **_tokenizers(folder, names), "scheduler": _scheduler(folder)}
+
+
+def _check_pickles(folder: Path) -> None:
+    """Raise UserError for `.bin` weights that harm: the libraries have torch open them, which can freeze for ever."""
+    named = [_json(index).get("weight_map", {}) for index in folder.glob("*.bin.index.json")]
+    for file in {*folder.glob("*.bin"), *(folder / name for names in named for name in names.values())}:
+        pickles.load(file)
 
 
 def _check_filled(loading: Mapping[str, Any], what: str) -> None:
@@ -252,13 +263,10 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    advice = "Is it whole, and a .safetensors? A .ckpt that holds more than weights is not opened, because it could "
-    advice += "run code; get the model as .safetensors."
-    with _reading(repr(path.name), advice):
-        if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
+        with _reading(repr(path.name)):
             return load_file(path)
-        # Old checkpoints are pickles, which may run code; torch reads only those that need none.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    loaded = pickles.load(path)
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     loaded = loaded if isinstance(loaded, dict) else {}
     return {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
