@@ -2,11 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from .output import AsJson, Report, failing
+from ..errors import UserError
+from .output import USAGE, AsJson, Report, failing
+from .paths import check_file
+
+if TYPE_CHECKING:
+    from ..embedding import Embedding
+
+PICTURES = (".png", ".webp")
 
 
 def convert(
@@ -35,6 +42,12 @@ def convert(
     The new embedding is called after its file, as prompts will find it.
     """
     report = Report(as_json)
+    with failing(report, USAGE):
+        check_file("FILE", file)
+        if not out.parent.is_dir():
+            raise UserError(f"There is no folder {str(out.parent)!r} to write {out.name!r} into. Make it first.")
+        if picture:
+            check_file("picture", picture)
     with failing(report):
         from ..embedding import check_name
         from ..formats import load_embedding, save_embedding
@@ -44,5 +57,18 @@ def convert(
             raise FileExistsError(f"There is a file {out} already. Give another name, or --overwrite to replace it.")
         embedding = replace(load_embedding(file), name=check_name(out.stem))
         save_embedding(embedding, out, load_image(picture)[0] if picture else None)
-        report.facts(event="saved", path=str(out), name=embedding.name, step=embedding.step)
+        lost = _lost(embedding, load_embedding(out))
+        report.facts(
+            event="saved", path=str(out), name=embedding.name, step=embedding.step, **({"lost": lost} if lost else {})
+        )
         report.say(f"{file} -> {out} ({embedding.shapes})")
+        if lost:
+            report.warn(f"This kind of file has no place for {', '.join(lost)}; keep {file} for them.")
+        if picture and out.suffix.lower() not in PICTURES:
+            report.warn(f"The picture {picture} was not used: {out.suffix} files hold none.")
+
+
+def _lost(before: "Embedding", after: "Embedding") -> list[str]:
+    """What of an embedding is not in its new file: `step`, and the names of other facts."""
+    step = ["step"] if before.step is not None and after.step is None else []
+    return step + sorted(before.metadata.keys() - after.metadata.keys())
