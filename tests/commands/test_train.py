@@ -263,7 +263,7 @@ name = "cat"
 [[job]]
 name = "dog"
 vectors = 2
-images = "nowhere"
+train.learning_rate = "1e30"
 [[job]]
 name = "cow"
 train.seed = 3
@@ -274,10 +274,10 @@ train.seed = 3
     assert first.code == 1
     ended = {each["name"]: each["state"] for each in first.facts if each["event"] == "job"}
     assert ended == {"cat": "done", "dog": "failed", "cow": "done"}
-    assert "dog" in first.event("error")["message"] and "nowhere" in first.err
+    assert "dog" in first.event("error")["message"] and "diverged" in first.err
     assert json.loads((run_folder(tmp_path, "cow") / "settings.json").read_text())["seed"] == 3
 
-    file.write_text(toml(world, tmp_path) + jobs.replace('images = "nowhere"\n', ""))
+    file.write_text(toml(world, tmp_path) + jobs.replace('train.learning_rate = "1e30"\n', ""))
     again = textinv("train", file, "--json")
     assert again.code == 0
     ended = {each["name"]: each["state"] for each in again.facts if each["event"] == "job"}
@@ -312,7 +312,9 @@ def test_models_of_a_job_list_are_not_kept(nothing_loaded, monkeypatch, tmp_path
 def test_of_several_processes_the_first_tells_how_all_jobs_ended(textinv, tmp_path, world, monkeypatch, rank, tells):
     monkeypatch.setenv("RANK", rank)
     file = tmp_path / "jobs.toml"
-    job = '[[job]]\nname = "cat"\ntrain.steps = 1\n[[job]]\nname = "dog"\nimages = "nowhere"\n'
+    # What an earlier job may leave is looked for when it is a job's turn.
+    awaited = json.dumps(str(tmp_path / "dog-1.safetensors"))
+    job = f'[[job]]\nname = "cat"\ntrain.steps = 1\n[[job]]\nname = "dog"\nfrom = {awaited}\n'
     file.write_text(toml(world, tmp_path) + "\n" + job)
     done = textinv("train", file, "--json")
     assert done.code == 1
@@ -339,7 +341,8 @@ def test_a_job_that_the_launcher_ends_keeps_what_was_learnt(start, ended, world,
 def test_jobs_need_names_of_their_own_and_one_output(textinv, world, tmp_path):
     file = tmp_path / "jobs.toml"
     file.write_text(toml(world, tmp_path) + '\n[[job]]\nname = "cat"\n[[job]]\nname = "cat"\n')
-    assert "'cat'" in textinv("train", file).err
+    done = textinv("train", file)
+    assert done.code == 2 and "'cat'" in done.err
     file.write_text(toml(world, tmp_path) + '\n[[job]]\nname = "cat"\n[[job]]\nname = "dog"\noutput = "elsewhere"\n')
     done = textinv("train", file)
-    assert done.code == 1 and "elsewhere" in done.err
+    assert done.code == 2 and "elsewhere" in done.err

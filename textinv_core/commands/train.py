@@ -41,19 +41,19 @@ def train(
 ) -> None:
     """Teach an embedding what your pictures show.
 
-    A first training, which leaves my-cat.safetensors in the folder output:
+    A first training, which leaves tom.safetensors in the folder output:
 
-        textinv train --model sd15.safetensors --images cat_pictures --name my-cat --init-text cat
+        textinv train --model sd15.safetensors --images cat --name tom --init-text cat
 
-    A style, from its preset, at a rate that falls:
+    A style, from its preset:
 
-        textinv train --model sd15.safetensors --images ink --name my-ink --init-text drawing --preset style \\
-            --steps 2000 --learning-rate "0.005:500, 1e-3:2000"
+        textinv train --model sd15.safetensors --images ink --name inky --preset style
 
-    The same from a settings file, ink.toml, which has the names of the flags with _ in place of -:
+    The same from a settings file, ink.toml, which has the names of the flags with _ in place of -, and at a rate that
+    falls:
 
         model = "sd15.safetensors"
-        name = "my-ink"
+        name = "inky"
         init_text = "drawing"
         preset = "style"
 
@@ -83,10 +83,15 @@ def train(
     A job counts as done by its settings alone: that pictures or model files have changed since is not seen, only their
     paths are compared. To train it again, delete its `job.json`, in `textual_inversion/NAME` of the output folder.
 
-    Ctrl-C keeps what was learnt and says how to go on. One training on several GPUs or processes, which share the
-    pictures of each step: `torchrun --nproc-per-node 2 -m textinv_core train ink.toml`
+    All jobs are checked before the first is trained.
 
-    Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted.
+    Ctrl-C keeps what was learnt and says how to go on. One training on several GPUs or processes, which share the
+    pictures of each step:
+
+        torchrun --nproc-per-node 2 -m textinv_core train ink.toml
+
+    Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted. (torchrun ends with 1
+    for all of these but 0, after a report of its own.)
     """
     report = Report(as_json, quiet=os.environ.get("RANK", "0") != "0")
     with failing(report, USAGE):
