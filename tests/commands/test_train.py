@@ -16,7 +16,7 @@ from textinv_core import Embedding, load_embedding, save_embedding
 from textinv_core.commands import inputs
 from textinv_core.commands.inputs import load_model
 from textinv_core.hosts import diffusers as host
-from textinv_core.images import load_image
+from textinv_core.images import load_image, save_picture
 from textinv_core.training.parallel import Processes
 
 
@@ -284,6 +284,43 @@ train.seed = 3
     assert ended == {"cat": "there", "dog": "done", "cow": "there"}
     assert len(load_embedding(tmp_path / "dog.safetensors").vectors["clip_l"]) == 2
     assert not (tmp_path / "cat_2.safetensors").exists()
+
+
+def test_all_jobs_are_checked_before_the_first_is_trained(textinv, world, tmp_path, nothing_loaded, monkeypatch):
+    file = tmp_path / "jobs.toml"
+    job = '[[job]]\nname = "cat"\n[[job]]\nname = "dog"\nimages = "nowhere"\n[[job]]\nname = "cow"\nfrom = "none.pt"\n'
+    file.write_text(toml(world, tmp_path / "out") + "\n" + job)
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "load", lambda *_: pytest.fail("a model is loaded"))
+        done = textinv("train", file, "--json")
+    assert done.code == 2 and not (tmp_path / "out").exists()
+    [error] = done.facts
+    assert "Job 'dog': folder in [images] is 'nowhere'" in error["message"]
+    assert "Job 'cow': from is 'none.pt'" in error["message"]
+
+
+def test_pictures_of_jobs_that_are_done_may_be_gone(textinv, world, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    save_picture(torch.rand(64, 64, 3), pictures / "a.png")
+    file = tmp_path / "jobs.toml"
+    common = toml(world, tmp_path) + "\n[train]\nsteps = 1\n"
+    cat = f'[[job]]\nname = "cat"\nimages = {json.dumps(str(pictures))}\n'
+    file.write_text(common + cat)
+    assert textinv("train", file).code == 0
+    (pictures / "a.png").unlink()
+    pictures.rmdir()
+    file.write_text(common + cat + '[[job]]\nname = "dog"\n')
+    assert textinv("train", file).code == 0
+
+
+@pytest.mark.long
+def test_processes_that_cannot_start_say_so_once(start, ended, world, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = ended(start("train", *world.flags, "--name", "cat", "--images", "nowhere", launcher=launcher))
+    assert done.err.count("--images is 'nowhere'") == 1
+    done = ended(start("train", *world.flags, "--name", "cat", "--images", tmp_path, launcher=launcher))
+    assert done.err.count("has no pictures") == 1
 
 
 def test_models_of_a_job_list_are_not_kept(nothing_loaded, monkeypatch, tmp_path):

@@ -120,7 +120,7 @@ def sentence(error: BaseException, naming: Naming = flag) -> str:
 def complain(report: Report, message: str, code: int, **facts: Any) -> SystemExit:
     """Say what went wrong; to be raised: the command then ends with the exit status `code`."""
     if report.quiet:
-        if code == INTERRUPTED:  # which the first process says for all
+        if code not in (FAILED, USAGE):  # an interrupt, which the first process says for all
             return SystemExit(code)
         time.sleep(PATIENCE)
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

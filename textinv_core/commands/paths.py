@@ -68,11 +68,12 @@ def check_model(model: Path, config: Path | None) -> None:
             )
 
 
-def check_output(setting: str, folder: Path) -> None:
-    """A folder that may be written into, or made."""
+def check_output(setting: str, folder: Path, within: str = "") -> None:
+    """A folder in which all can be made that is to be `within` it."""
     if "\0" in str(folder):
         raise _refused(setting, folder, "that is no name a folder can have.")
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    deepest = folder / within
+    there = next(each for each in (deepest, *deepest.absolute().parents) if each.exists())
     if not there.is_dir():
         raise _refused(setting, folder, f"{str(there)!r} is a file, so no folder can be made there. Give another one.")
     if not os.access(there, os.W_OK | os.X_OK):

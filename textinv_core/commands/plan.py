@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from typing_extensions import Doc
 
+from ..embedding import check_name
 from ..errors import SettingError, check_choice
 from ..hosts.precision import PRECISIONS
 from ..image_settings import ImageSettings
@@ -105,8 +106,6 @@ class Plan:
     plot: Annotated[bool, Doc("Also leave a picture of the losses, loss.png, in the run's folder.")] = False
 
     def __post_init__(self):
-        from ..embedding import check_name
-
         if not self.name and not self.from_:
             raise SettingError(
                 lambda name: f"The embedding has no name. Give one with {name('name')}, or `name` in a settings file."
@@ -149,7 +148,7 @@ def check_paths(plan: Plan) -> None:
         for file in filter(None, files):
             check_file(setting, file)
     check_folder("folder", plan.images.folder)
-    check_output("output", plan.output / "textual_inversion" / plan.name)
+    check_output("output", plan.output, f"textual_inversion/{plan.name}")
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Settings files: TOML with one table for each group of settings, and jobs that add to what is common."""
 
+import re
 import reprlib
 import sys
 from collections import Counter
@@ -20,6 +21,7 @@ from .output import FLAGS, flag, without_comma
 from .plan import Plan
 
 MAX_FILE_BYTES = 1024 * 1024
+DECIMAL_COMMA = re.compile(r"^[^#\"']*=[ \t]*(\d+,\d+)[ \t]*(?:#.*)?$", re.MULTILINE)
 
 # What a file's tables become; "" is its top.
 TABLES: dict[str, Any] = {"": Plan, "images": ImageSettings, "train": TrainSettings, "shuffle": ShuffleConfig}
@@ -51,10 +53,14 @@ def read_file(path: Path) -> dict[str, Any]:
         import tomli as tomllib
     if path.stat().st_size > MAX_FILE_BYTES:
         raise UserError(f"{path.name!r} has more than 1 MiB, which no settings need. Is it the right file?")
+    text = ""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path.name!r} cannot be read as TOML: {error}.") from None
+        comma = DECIMAL_COMMA.search(text)
+        hint = without_comma(comma[1]) if comma else ""
+        raise UserError(f"{path.name!r} cannot be read as TOML: {error}.{hint}") from None
 
 
 def plans(tables: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[list[Plan], bool]:
