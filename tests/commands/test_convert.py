@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("cyclopts")
 
@@ -62,3 +63,15 @@ def test_nothing_is_overwritten_unasked(textinv, file, tmp_path):
 def test_a_name_it_cannot_have_is_a_sentence(textinv, file, tmp_path, out, words):
     done = textinv("convert", file, tmp_path / out)
     assert done.code == 1 and words in done.err
+
+
+def test_of_a_bundle_one_is_named(textinv, tmp_path):
+    lora = {"lora_unet_x.weight": torch.ones(2, 2)}
+    names = ("<cat>", "dog")
+    bundled = {f"bundle_emb.{name}.clip_l": torch.full((1, 768), float(i)) for i, name in enumerate(names)}
+    save_file(lora | bundled, tmp_path / "lora.safetensors")
+    done = textinv("convert", tmp_path / "lora.safetensors", tmp_path / "my-dog.pt")
+    assert done.code == 1 and "holds 2 embeddings, '<cat>', 'dog'" in done.err
+    assert textinv("convert", tmp_path / "lora.safetensors", tmp_path / "my-dog.pt", "--name", "dog").code == 0
+    made = load_embedding(tmp_path / "my-dog.pt")
+    assert made.name == "my-dog" and made.vectors["clip_l"].eq(1).all()

@@ -15,7 +15,7 @@ from textinv_core.formats import FORMATS
 from textinv_core.formats.tensors import ENCODER_KEYS, KEY_BY_WIDTH
 
 PICTURE = torch.linspace(0, 1, 64 * 72 * 3).reshape(64, 72, 3)
-WRITTEN = [suffix for suffix in FORMATS if suffix != ".webp"]
+WRITTEN = [".safetensors", ".pt", ".bin", ".png"]
 
 
 def save(embedding, path):

@@ -154,6 +154,40 @@ def test_other_keys_go_by_width(tmp_path, stored, width, key):
     assert load_embedding(tmp_path / "cat.safetensors").vectors[key].shape == (3, width)
 
 
+@pytest.mark.parametrize(("key", "width"), [("emp_params", 768), ("clip_l", 768), ("clip_g", 1280), ("t5", 4096)])
+def test_onetrainers_output_vectors_are_left_out_and_it_is_said(tmp_path, caplog, key, width):
+    save_file({key: torch.ones(2, width), f"{key}_out": torch.ones(3, width)}, tmp_path / "cat.safetensors")
+    [rows] = load_embedding(tmp_path / "cat.safetensors").vectors.values()
+    assert rows.shape == (2, width)
+    assert f"'cat.safetensors' is read without {key}_out: vectors that OneTrainer puts in after" in caplog.text
+
+
+def test_output_vectors_alone_are_refused(tmp_path):
+    save_file({"clip_l_out": torch.ones(2, 768), "t5_out": torch.ones(2, 4096)}, tmp_path / "cat.safetensors")
+    with pytest.raises(UserError, match=r"'cat.safetensors' holds only clip_l_out, t5_out: .*after the text encoder"):
+        load_embedding(tmp_path / "cat.safetensors")
+
+
+def test_a_word_that_ends_so_is_no_output_vector(tmp_path):
+    save_file({"cat_out": torch.ones(2, 768)}, tmp_path / "cat.safetensors")
+    assert load_embedding(tmp_path / "cat.safetensors").vectors["clip_l"].shape == (2, 768)
+
+
+def test_onetrainers_t5_is_t5xxl(tmp_path):
+    vectors = {"clip_l": torch.randn(2, 768), "t5": torch.randn(2, 4096)}
+    save_file(vectors, tmp_path / "cat.safetensors")
+    after = load_embedding(tmp_path / "cat.safetensors").vectors
+    assert after.keys() == {"clip_l", "t5xxl"} and torch.equal(after["t5xxl"], vectors["t5"])
+    save_file(vectors | {"t5xxl": torch.ones(2, 4096)}, tmp_path / "cat.safetensors")
+    with pytest.raises(UserError, match="twice, as 't5' and as 't5xxl'"):
+        load_embedding(tmp_path / "cat.safetensors")
+
+
+def test_our_own_t5_stays_what_it_is(tmp_path):
+    save_embedding(embedding(t5=8, t5_out=8), tmp_path / "cat.safetensors")
+    assert load_embedding(tmp_path / "cat.safetensors").vectors.keys() == {"t5", "t5_out"}
+
+
 def test_an_encoder_key_wins_over_the_width(tmp_path):
     save_file({"llama": torch.ones(1, 4096)}, tmp_path / "cat.safetensors")
     assert load_embedding(tmp_path / "cat.safetensors").vectors.keys() == {"llama"}

@@ -17,13 +17,21 @@ PICTURES = (".png", ".webp")
 
 
 def convert(
-    file: Annotated[Path, Parameter(help="The embedding to read: .safetensors, .pt, .bin, or a picture.")],
+    file: Annotated[
+        Path, Parameter(help="The embedding to read: .safetensors, .pt, .bin, a picture, or a LoRA with one.")
+    ],
     out: Annotated[Path, Parameter(help="The file to write; its ending says of which kind.")],
     /,
     *,
+    name: Annotated[
+        str | None, Parameter(help="Of several embeddings that a LoRA brings along, the one to write.")
+    ] = None,
     picture: Annotated[
         Path | None,
-        Parameter(help="For .png: the picture to keep the embedding in, best with 64 or more pixels a side."),
+        Parameter(
+            help="For .png: the picture to keep the embedding in, with its name and steps written on it; best with 64 "
+            "or more pixels a side."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, Parameter(negative=(), show_default=False, help="Replace a file that is there.")
@@ -38,6 +46,8 @@ def convert(
         textinv convert old.pt my-cat.safetensors
 
         textinv convert my-cat.safetensors my-cat.png --picture cat.jpg
+
+        textinv convert lora.safetensors my-cat.safetensors --name "<my-cat>"
 
     The new embedding is called after its file, as prompts will find it.
     """
@@ -55,7 +65,7 @@ def convert(
 
         if out.exists() and not overwrite:
             raise FileExistsError(f"There is a file {out} already. Give another name, or --overwrite to replace it.")
-        embedding = replace(load_embedding(file), name=check_name(out.stem))
+        embedding = replace(load_embedding(file, name), name=check_name(out.stem))
         save_embedding(embedding, out, load_image(picture)[0] if picture else None)
         lost = _lost(embedding, load_embedding(out))
         report.facts(

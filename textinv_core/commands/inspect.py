@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    file: Annotated[Path, Parameter(help="An embedding: .safetensors, .pt, .bin, or a picture with one in it.")],
+    file: Annotated[
+        Path, Parameter(help="An embedding: .safetensors, .pt, .bin, a picture with one in it, or a LoRA.")
+    ],
     /,
     *,
+    name: Annotated[
+        str | None, Parameter(help="Of several embeddings that a LoRA brings along, the one to show.")
+    ] = None,
     model: Annotated[
         Path | None, Parameter(help="The model it is for, to compare it with the words that model knows.")
     ] = None,
@@ -44,7 +49,7 @@ def inspect(
     with failing(report):
         from ..formats import load_embedding
 
-        embedding = load_embedding(file)
+        embedding = load_embedding(file, name)
         nearest = {}
         if model:
             from .inputs import load_model

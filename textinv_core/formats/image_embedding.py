@@ -8,6 +8,7 @@ header and no length, only a black column between picture and stripes to know th
 import base64
 import io
 import json
+import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from torch import Tensor
 from ..embedding import Embedding, safe_name
 from ..errors import UserError
 from ..files import write_atomically
+from ..picture_kinds import FURTHER_KINDS
 from . import a1111
 from .limits import MAX_FILE_BYTES, read_bytes
+from .overlay import written_on
 
 CHUNK = "sd-ti-embedding"
 MAX_PIXELS = 32_000_000
@@ -119,11 +122,17 @@ def from_pixels(pixels: np.ndarray) -> bytes | None:
     return text if unzip.eof else None
 
 
+def is_marked(path: str | os.PathLike[str]) -> bool:
+    """Whether a picture says at its beginning that it holds an embedding; without, it may hold one in its pixels."""
+    with open(path, "rb") as file:
+        return CHUNK.encode() in file.read(2**16)
+
+
 def read(path: Path) -> Embedding:
-    """Read the embedding in a picture, `.png` or lossless `.webp`, which is called as it was when it was put there."""
+    """Read the embedding in a picture, which is called as it was when it was put there; see `load_embedding`."""
     data = read_bytes(path, MAX_FILE_BYTES)
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", *FURTHER_KINDS.values())) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS // 10**6} million pixels")
             chunk = getattr(image, "text", {}).get(CHUNK)
@@ -144,8 +153,20 @@ def read(path: Path) -> Embedding:
     return replace(embedding, name=safe_name(name)) if isinstance(name, str) else embedding
 
 
+def footers(embedding: Embedding) -> tuple[str, str, str]:
+    """What A1111 writes below: the model, its short hash, and vectors and steps, as far as they are known."""
+    model = embedding.metadata.get("textinv.sd_checkpoint_name", "")
+    short_hash = embedding.metadata.get("textinv.sd_checkpoint", "")
+    size = f"{max(map(len, embedding.vectors.values()))}v"
+    return (
+        "".join(char for char in model[:100] if char.isprintable()),
+        f"[{''.join(filter(str.isalnum, short_hash[:20]))}]" if short_hash else "",
+        size if embedding.step is None else f"{size} {embedding.step}s",
+    )
+
+
 def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
-    """Write `picture`, float32 [H, W, 3] in 0..1, with `embedding` in it; see `save_embedding`."""
+    """Write `picture`, float32 [H, W, 3] in 0..1, with `embedding` in it and what it is on it; see `save_embedding`."""
     if path.suffix.lower() != ".png":
         raise UserError(f"Embeddings are read from {path.suffix} pictures, but only written to .png: name it so.")
     if picture is None:
@@ -153,6 +174,7 @@ def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.numel() == 0:
         raise ValueError(f"The picture for {path.name!r} is {list(picture.shape)}, not [height, width, 3].")
     pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
+    pixels = written_on(pixels, f"<{embedding.name}>", footers(embedding))
     text = to_json(a1111.to_data(embedding, path.name))
     left, right = stripes(text, len(pixels), next(iter(embedding.vectors.values()))[0].detach().cpu())
     black = np.zeros((len(pixels), 1, 3), np.uint8)

@@ -1,5 +1,6 @@
 """Tensors as files store them <-> vectors under encoder keys."""
 
+import logging
 import re
 from collections.abc import Mapping
 
@@ -15,17 +16,26 @@ ENCODER_KEYS = {"clip_l", "clip_g", "clip_h", "t5xxl", "llama", "qwen3_4b", "qwe
 # What any of them looks like: keys get into messages, tables and the names of tensors.
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 KEY_BY_WIDTH = {768: "clip_l", 1280: "clip_g", 1024: "clip_h", 4096: "t5xxl"}
+ONETRAINER_T5 = "t5"
+# What OneTrainer calls vectors that are put in after the text encoder: the key of those put in before it, and this.
+AFTER = "_out"
+KEYS_AFTER = {f"{key}{AFTER}" for key in (*ENCODER_KEYS, ONETRAINER_T5, "emp_params")}
+
+log = logging.getLogger("textinv")
 
 
 def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str, Tensor]:
     """Tensors as stored -> encoder key -> float32 [n, dim], in memory of their own. A 1-D tensor is one vector.
 
     ours: whether the keys are known to be encoder keys. Otherwise a single tensor under another key (`emb_params`,
-    `*`, ...) gets the key that goes with its width.
+    `emp_params`, `*`, ...) gets the key that goes with its width, OneTrainer's `t5` is `t5xxl`, and its output vectors
+    (`clip_l_out`, ...) are left out, with a line in the log.
 
     Raises UserError for none, for what are no vectors, and for keys that are no encoder's: those have 1 to 64 letters
     (A-Z), digits, `_`, `.` and `-`.
     """
+    if not ours:
+        tensors = _before_encoders(tensors, file)
     if not tensors:
         raise UserError(f"{file!r} is no embedding: it holds no vectors.")
     for key, tensor in tensors.items():
@@ -46,6 +56,21 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
         if not vectors[key].isfinite().all():
             raise UserError(f"{file!r} is damaged: {key!r} holds values that are not finite numbers.")
     return vectors
+
+
+def _before_encoders(tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
+    """Those that prompts can use, `t5` called as everybody else calls it."""
+    if after := sorted(tensors.keys() & KEYS_AFTER):
+        what = f"{', '.join(after)}: vectors that OneTrainer puts in after the text encoder"
+        what += ", where no prompt of ComfyUI or A1111 can"
+        if len(after) == len(tensors):
+            raise UserError(f"{file!r} holds only {what}. Train it there without output embeddings to use it here.")
+        log.warning("%r is read without %s.", file, what)
+    if ONETRAINER_T5 in tensors and "t5xxl" in tensors:
+        raise UserError(f"{file!r} holds vectors for the same text encoder twice, as 't5' and as 't5xxl'.")
+    return {
+        "t5xxl" if key == ONETRAINER_T5 else key: tensor for key, tensor in tensors.items() if key not in KEYS_AFTER
+    }
 
 
 def _key_by_width(tensors: Mapping[str, Tensor], file: str) -> str:

@@ -12,11 +12,12 @@ from torch import Tensor
 from ..errors import SettingError, UserError
 from ..image_settings import CAPTIONS
 from ..picture import Picture
+from ..picture_kinds import FURTHER_KINDS
 from ..prompts import filename_words, sidecar_caption
 from .folders import EXTENSIONS, contained_folder, is_inside, list_images
 
 # Only these of pillow's readers are tried: others start programs (EPS) or do not belong to the files that are listed.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", *FURTHER_KINDS.values())
 MAX_PIXELS = 100_000_000
 # What counts as white in grey pictures of 16 bits and more: the first of these that is not exceeded.
 WHITES = {"I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
