@@ -13,8 +13,6 @@ from .paths import check_file
 if TYPE_CHECKING:
     from ..embedding import Embedding
 
-PICTURES = (".png", ".webp")
-
 
 def convert(
     file: Annotated[
@@ -60,25 +58,24 @@ def convert(
             check_file("picture", picture)
     with failing(report):
         from ..embedding import check_name
-        from ..formats import load_embedding, save_embedding
+        from ..formats import PICTURES, keeps_facts, load_embedding, save_embedding
         from ..images import load_image
 
         if out.exists() and not overwrite:
             raise FileExistsError(f"There is a file {out} already. Give another name, or --overwrite to replace it.")
         embedding = replace(load_embedding(file, name), name=check_name(out.stem))
         save_embedding(embedding, out, load_image(picture)[0] if picture else None)
-        lost = _lost(embedding, load_embedding(out))
+        lost = [] if keeps_facts(embedding, out) else _facts(embedding)
         report.facts(
             event="saved", path=str(out), name=embedding.name, step=embedding.step, **({"lost": lost} if lost else {})
         )
         report.say(f"{file} -> {out} ({embedding.shapes})")
         if lost:
             report.warn(f"This kind of file has no place for {', '.join(lost)}; keep {file} for them.")
-        if picture and out.suffix.lower() not in PICTURES:
+        if picture and not out.name.lower().endswith(PICTURES):
             report.warn(f"The picture {picture} was not used: {out.suffix} files hold none.")
 
 
-def _lost(before: "Embedding", after: "Embedding") -> list[str]:
-    """What of an embedding is not in its new file: `step`, and the names of other facts."""
-    step = ["step"] if before.step is not None and after.step is None else []
-    return step + sorted(before.metadata.keys() - after.metadata.keys())
+def _facts(embedding: "Embedding") -> list[str]:
+    """What is known of an embedding besides its vectors: `step`, and the names of other facts."""
+    return ["step"] * (embedding.step is not None) + sorted(embedding.metadata)
