@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 import sys
+import time
 import weakref
 
 import pytest
@@ -192,6 +193,7 @@ def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(
             break
     for _ in range(times):
         process.send_signal(signal.SIGINT)
+        time.sleep(0.02)  # the second while what the first has begun is under way
     stopped = ended(process)
     assert stopped.code == 130 and "Traceback" not in stopped.err
     last = stopped.facts[-1]
