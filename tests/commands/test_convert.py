@@ -25,6 +25,23 @@ def test_the_ending_says_of_which_kind(textinv, file, tmp_path):
     assert torch.equal(made.vectors["clip_l"], load_embedding(file).vectors["clip_l"])
 
 
+@pytest.mark.parametrize("out", ["dog.bin", "dog.pt"])
+def test_what_a_kind_of_file_has_no_place_for_is_said(textinv, tmp_path, out):
+    both = {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}
+    save_embedding(Embedding("cat", both, 12, {"textinv.base_model": "abc"}), tmp_path / "cat.safetensors")
+    done = textinv("convert", tmp_path / "cat.safetensors", tmp_path / out, "--json")
+    assert done.code == 0 and done.event("saved")["lost"] == ["step", "textinv.base_model"]
+    assert "no place for step, textinv.base_model" in done.err
+    done = textinv("convert", tmp_path / "cat.safetensors", tmp_path / "dog.safetensors", "--json")
+    assert "lost" not in done.event("saved") and "no place" not in done.err
+
+
+def test_a_picture_that_goes_nowhere_is_said(textinv, file, tmp_path):
+    save_picture(torch.rand(96, 96, 3), tmp_path / "p.png")
+    done = textinv("convert", file, tmp_path / "dog.pt", "--picture", tmp_path / "p.png")
+    assert done.code == 0 and "p.png was not used" in done.err
+
+
 def test_a_png_needs_a_picture(textinv, file, tmp_path):
     done = textinv("convert", file, tmp_path / "dog.png")
     assert done.code == 1 and "picture" in done.err

@@ -72,7 +72,8 @@ def test_a_file_that_is_none_is_a_sentence(textinv, tmp_path):
     (tmp_path / "bad.pt").write_bytes(b"no")
     done = textinv("inspect", tmp_path / "bad.pt")
     assert done.code == 1 and "'bad.pt'" in done.err
-    assert textinv("inspect", tmp_path / "none.pt").code == 1
+    done = textinv("inspect", tmp_path / "none.pt")
+    assert done.code == 2 and "FILE is" in done.err and "no such file" in done.err
 
 
 def test_a_model_it_does_not_fit_is_a_sentence(textinv, world, tmp_path):

@@ -120,7 +120,7 @@ def test_folders_that_are_no_models(tmp_path):
         pipelines.load(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"has no model_index.json"):
         pipelines.load(tmp_path)
-    with pytest.raises(UserError, match="leave out the config"):
+    with pytest.raises(UserError, match="leave out model_config"):
         pipelines.load(tmp_path, tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
     with pytest.raises(UserError, match="StableDiffusion3Pipeline"):

@@ -278,7 +278,7 @@ def test_a_folder_without_pictures_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no pictures \(png, .*\)\. Put"):
         load_folder(tmp_path, ".")
     save(tmp_path / "deep" / "a.png")
-    with pytest.raises(UserError, match="The folders in it have 1: switch `recursive` on"):
+    with pytest.raises(UserError, match="The folders in it have 1: switch recursive on"):
         load_folder(tmp_path, ".")
 
 

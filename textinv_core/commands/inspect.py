@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from .output import AsJson, Report, Whole, failing
+from .output import USAGE, AsJson, Report, Whole, failing
+from .paths import check_file, check_model
 
 if TYPE_CHECKING:
     from ..embedding import Embedding
@@ -41,6 +42,10 @@ def inspect(
     crowd out the rest of a prompt. The nearest words, with their similarity from -1 to 1, are seldom telling.
     """
     report = Report(as_json)
+    with failing(report, USAGE):
+        check_file("FILE", file)
+        if model:
+            check_model(model, model_config)
     with failing(report):
         from ..formats import load_embedding
 

@@ -5,7 +5,7 @@ What a single file does not say (see `configs/README.md`) comes with this packag
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ..errors import UserError
+from ..errors import Naming, SettingError, UserError
 from ..formats import pickles
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -67,7 +67,9 @@ def load(
     path = Path(path)
     if path.is_dir():
         if config is not None:
-            raise UserError(f"{path} is a folder and has configurations of its own: leave out the config {config}.")
+            raise SettingError(
+                lambda name: f"{path} is a folder and has configurations of its own: leave out {name('model_config')}."
+            )
         parts = _folder(path, dtype)
     elif path.is_file():
         parts = _single_file(path, config, dtype)
@@ -89,7 +91,7 @@ def _check_channels(taken: int, given: int, name: str) -> None:
 
 
 @contextmanager
-def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
+def _reading(what: str, advice: Callable[[Naming], str] = lambda _: "Is it whole?") -> Iterator[None]:
     """Turn what readers of files raise, which is anything where those are damaged or odd, into a sentence."""
     try:
         yield
@@ -97,7 +99,11 @@ def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         if isinstance(error, KeyError):
             reason = f"there is no {error}"
-        raise UserError(f"{what} cannot be read: {reason}. {advice}") from error
+        raise _misfit(f"{what} cannot be read: {reason}.", advice) from error
+
+
+def _misfit(what_is_wrong: str, advice: Callable[[Naming], str]) -> SettingError:
+    return SettingError(lambda name: f"{what_is_wrong} {advice(name)}")
 
 
 # Folders
@@ -229,8 +235,12 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
     folder = CONFIGS / family if config is None else Path(config)
     names = list(TEXT_ENCODERS)[: 1 + (family == "sdxl")]
     _check_file_channels(weights, path.name)
-    advice = "Give a folder with its configurations as config" if config is None else "Correct the config"
-    advice += ", or check that the file is whole."
+
+    def advice(name: Naming) -> str:
+        mended = f"Give a folder with its configurations as {name('model_config')}"
+        mended = mended if config is None else f"Correct {name('model_config')}"
+        return f"{mended}, or check that the file is whole."
+
     # All of them first: transformers would look for a missing one elsewhere.
     configs = {name: _json(folder / name / "config.json") for name in ("unet", "vae", *names)}
     with _reading(f"The configuration in {folder.name!r}"), torch.device("meta"):
@@ -304,7 +314,13 @@ def _prediction(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
     return {}
 
 
-def _fill(model: torch.nn.Module, converted: Mapping[str, Tensor], dtype: torch.dtype, what: str, advice: str) -> None:
+def _fill(
+    model: torch.nn.Module,
+    converted: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    what: str,
+    advice: Callable[[Naming], str],
+) -> None:
     """Put `converted`, named as in diffusers, into the empty `model`. Raises UserError where it does not fit."""
     # Some versions of transformers, and some checkpoints, leave this part of the name out.
     converted = {name.removeprefix("text_model."): weight for name, weight in converted.items()}
@@ -313,10 +329,8 @@ def _fill(model: torch.nn.Module, converted: Mapping[str, Tensor], dtype: torch.
         weight = converted.get(name.removeprefix("text_model."))
         if weight is None or weight.shape != empty.shape:
             is_there = "is not there" if weight is None else f"has shape {list(weight.shape)}"
-            raise UserError(
-                f"The {what} is not what its configuration says: {name} {is_there}, it should have "
-                f"{list(empty.shape)}. {advice}"
-            )
+            wrong = f"{name} {is_there}, it should have {list(empty.shape)}"
+            raise _misfit(f"The {what} is not what its configuration says: {wrong}.", advice)
         filled[name] = weight.to(dtype).contiguous()
     model.load_state_dict(filled, assign=True)
     model.requires_grad_(False).eval()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import SettingError, UserError
 from ..image_settings import CAPTIONS
 from ..picture import Picture
 from ..picture_kinds import FURTHER_KINDS
@@ -129,6 +129,8 @@ def _report(loaded: LoadedFolder, base: Path, folder: str, recursive: bool):
     if left_out:
         raise UserError(f"None of the pictures in the folder {folder!r} can be read:{left_out}")
     deeper = 0 if recursive else len(list_images(base, recursive=True))
-    hint = f"The folders in it have {deeper}: switch `recursive` on." if deeper else "Put the pictures to learn there."
     kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
-    raise UserError(f"The folder {folder!r} has no pictures ({kinds}). {hint}")
+    nothing = f"The folder {folder!r} has no pictures ({kinds})."
+    if deeper:
+        raise SettingError(lambda name: f"{nothing} The folders in it have {deeper}: switch {name('recursive')} on.")
+    raise UserError(f"{nothing} Put the pictures to learn there.")
