@@ -111,6 +111,18 @@ def test_numbers_that_lie_anywhere_in_a_zip(tmp_path, length):
     assert rows.data_ptr() % 4 == 0
 
 
+def test_the_same_numbers_cannot_be_two_lengths(tmp_path):
+    data = saved({"a": torch.ones(4), "b": torch.ones(2)})
+    data = rewritten(data, lambda name, content: (name, content.replace(b"X\1\0\0\x001", b"X\1\0\0\x000")))
+    with pytest.raises(UserError, match="the same numbers twice"):
+        read(tmp_path, data)
+
+
+def test_files_are_read_inside_comfyui_too(tmp_path):
+    with torch.inference_mode():
+        assert torch.equal(read(tmp_path, saved(DATA))["vectors"]["*"], DATA["vectors"]["*"])
+
+
 def test_two_members_of_one_name_are_refused(tmp_path):
     file = io.BytesIO(saved(DATA))
     with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):

@@ -136,7 +136,7 @@ def from_pixels(pixels: np.ndarray) -> bytes | None:
     black = np.flatnonzero(~np.logical_or.reduce([(piece & 0x0F).any(axis=(0, 2)) for piece in pieces(pixels)]))
     if len(black) < 2:
         return None
-    # Longer than its text, compressed, is only what stripes have for a whole row more.
+    # Compressed, a text is no longer than it is; whatever stands below repeats it.
     needed = MAX_JSON_BYTES // max(3 * black[0], 1) + 4
     lower, upper = pixels[:needed, : black[0]] & 0x0F, pixels[:needed, black[-1] + 1 :] & 0x0F
     if lower.shape != upper.shape:

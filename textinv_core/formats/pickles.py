@@ -45,12 +45,22 @@ class _Piecewise(io.FileIO):
 
 
 class _Contents(NamedTuple):
-    """What is in a file, and where in it the numbers of each storage begin; their bytes' order is sys.byteorder's."""
+    """What a file says, and where in it the numbers of each storage begin, by its key. byteorder: theirs, as in sys."""
 
     value: Any
     declared: list[Declared]
+    storages: dict[str, Storage]
     places: dict[str, int]
     byteorder: str = "little"
+
+
+def _storages(declared: list[Declared]) -> dict[str, Storage]:
+    """Those that tensors show, by their keys."""
+    storages: dict[str, Storage] = {}
+    for each in declared:
+        if storages.setdefault(each.storage.key, each.storage).size != each.storage.size:
+            raise ValueError("it tells of the same numbers twice, and not the same")
+    return storages
 
 
 def _legacy(memory: mmap.mmap, max_pickle: int) -> _Contents:
@@ -70,7 +80,7 @@ def _legacy(memory: mmap.mmap, max_pickle: int) -> _Contents:
         if len(memory) > max_pickle and stream.tell() == max_pickle:
             raise ValueError(f"{max_pickle >> 20} MiB of it are not yet all but the numbers") from error
         raise
-    storages = {each.storage.key: each.storage for each in declared}
+    storages = _storages(declared)
     at = stream.tell()
     places = {}
     for key in keys if isinstance(keys, list) else []:
@@ -79,7 +89,7 @@ def _legacy(memory: mmap.mmap, max_pickle: int) -> _Contents:
             raise ValueError("the length of its numbers is not what it says")
         places[key] = at + 8
         at += 8 + storage.size
-    return _Contents(value, declared, places)
+    return _Contents(value, declared, storages, places)
 
 
 def _zipped(path: Path, memory: mmap.mmap, max_pickle: int) -> _Contents:
@@ -106,17 +116,18 @@ def _zipped(path: Path, memory: mmap.mmap, max_pickle: int) -> _Contents:
         raise ValueError(f"it has {size / 2**20:.0f} MiB besides its numbers")
     value, declared = unpickle(io.BytesIO(memory[start : start + size]))
     folder = pickled.removesuffix("data.pkl")
+    storages = _storages(declared)
     places = {}
-    for storage in {each.storage.key: each.storage for each in declared}.values():
-        name = f"{folder}data/{storage.key}"
-        places[storage.key] = place(name)
+    for key, storage in storages.items():
+        name = f"{folder}data/{key}"
+        places[key] = place(name)
         if members[name].file_size != storage.size:
             raise ValueError("the length of its numbers is not what it says")
     order = "little"
     if (name := f"{folder}byteorder") in members:
         start = place(name)
         order = memory[start : start + members[name].file_size].decode()
-    return _Contents(value, declared, places, order)
+    return _Contents(value, declared, storages, places, order)
 
 
 def _numbers(memory: mmap.mmap, place: int, storage: Storage, byteorder: str) -> Tensor:
@@ -164,16 +175,16 @@ def _tensors_of(path: Path, memory: mmap.mmap, max_bytes: int | None) -> Any:
     is_zip = memory[:4] == ZIP_MAGIC
     max_pickle = MAX_PICKLE_BYTES if max_bytes else MAX_CHECKPOINT_PICKLE_BYTES
     contents = _zipped(path, memory, max_pickle) if is_zip else _legacy(memory, max_pickle)
-    storages = {each.storage.key: each.storage for each in contents.declared}
-    if sum(storage.size for storage in storages.values()) > len(memory):
+    if sum(storage.size for storage in contents.storages.values()) > len(memory):
         raise ValueError("its numbers are more than it has bytes")
     check_total((each.shape for each in contents.declared), max_bytes or 8 * len(memory), path.name)
     numbers = {
-        key: _numbers(memory, contents.places[key], storage, contents.byteorder) for key, storage in storages.items()
+        key: _numbers(memory, contents.places[key], storage, contents.byteorder)
+        for key, storage in contents.storages.items()
     }
     for each in contents.declared:
         storage = numbers[each.storage.key].untyped_storage()
-        each.tensor.set_(storage, each.offset, each.shape, each.stride)  # pyright: ignore
+        each.tensor.set_(storage, each.offset, each.shape, each.stride)
     return contents.value
 
 

@@ -145,9 +145,11 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 def _check_pickles(folder: Path) -> None:
     """Raise UserError for `.bin` weights that harm: the libraries have torch open them, which can freeze for ever."""
-    named = [_json(index).get("weight_map", {}) for index in folder.glob("*.bin.index.json")]
-    for file in {*folder.glob("*.bin"), *(folder / name for names in named for name in names.values())}:
-        pickles.load(file)
+    maps = [_json(index).get("weight_map") for index in folder.glob("*.bin.index.json")]
+    parts = {str(name) for names in maps if isinstance(names, dict) for name in names.values()}
+    for file in {*folder.glob("*.bin"), *(folder / name for name in parts)}:
+        if file.is_file():
+            pickles.load(file)
 
 
 def _check_filled(loading: Mapping[str, Any], what: str) -> None:
