@@ -1,6 +1,7 @@
 """The command as a whole: help, usage, and what it does without its extra."""
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("cyclopts")
 
+import textinv_core
 from tests.processes import environment
 from textinv_core.commands import app
 
@@ -17,14 +19,19 @@ WORLD = "textinv_core/toyworld"
 COMMANDS = ("train", "apply", "inspect", "convert", "demo")
 
 
-def python(code):
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def python(code, **more):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, **more)
 
 
 def test_help_names_every_command(textinv):
     done = textinv("--help")
     assert done.code == 0
     assert all(f" {command} " in done.out for command in COMMANDS)
+
+
+def test_it_tells_its_version(textinv):
+    done = textinv("--version")
+    assert (done.code, done.out) == (0, f"textinv {textinv_core.__version__}\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -67,6 +74,13 @@ def test_the_help_of_train_shows_what_is_in_brackets(textinv):
 def test_help_needs_no_torch():
     code = "import sys; from textinv_core.commands import app; sys.exit('torch' in sys.modules)"
     assert python(code).returncode == 0
+
+
+@pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_waiting_threads_sleep_unless_told_otherwise(own, policy):
+    code = "import os, textinv_core.commands; print(os.environ['OMP_WAIT_POLICY'])"
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    assert python(code, env={**others, **own}).stdout.strip() == policy
 
 
 @pytest.mark.parametrize("arguments", [("fly",), ("train", "--stesp", "5"), ("train", "--steps", "many"), ("inspect",)])

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import socket
 import struct
@@ -103,6 +104,75 @@ def test_a_folder(tmp_path, variant):
     assert all(torch.equal(weight, expected[name]) for name, weight in pipe.unet.state_dict().items())
     assert not any(weight.requires_grad for weight in pipe.text_encoder.parameters())
     assert torch.equal(pipe.scheduler.betas, diffusers.PNDMScheduler(beta_end=0.03).betas)
+
+
+@pytest.fixture
+def libraries(capfd):
+    """What diffusers and transformers log, and draw as bars, from the test's call of it on."""
+    told: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    names = "diffusers", "transformers"
+    for name in names:
+        logging.getLogger(name).addHandler(listener)
+
+    def begin():
+        capfd.readouterr()
+        told.clear()
+        return lambda: [*told, *capfd.readouterr().err.splitlines()]
+
+    yield begin
+    for name in names:
+        logging.getLogger(name).removeHandler(listener)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "sharded"])
+def test_a_folder_is_read_without_a_word_of_the_libraries(tmp_path, libraries, kind):
+    folder = save_pipeline(tmp_path / "model")
+    for part in ("unet", "vae", "text_encoder"):
+        [file] = (folder / part).glob("*.safetensors")
+        weights = load_file(file)
+        if kind == "bin":
+            torch.save(weights, file.with_name("pytorch_model.bin" if part == "text_encoder" else f"{file.stem}.bin"))
+            file.unlink()
+        elif kind == "sharded":
+            in_file = {name: f"{file.stem}-0000{n % 2 + 1}-of-00002.safetensors" for n, name in enumerate(weights)}
+            for shard in {*in_file.values()}:
+                save_file(
+                    {k: v for k, v in weights.items() if in_file[k] == shard}, file.with_name(shard), {"format": "pt"}
+                )
+            file.with_name(f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": in_file}))
+            file.unlink()
+    before = diffusers.utils.logging.get_verbosity(), transformers.utils.logging.get_verbosity()
+    told = libraries()
+    pipelines.load(folder)
+    assert told() == []
+    assert (diffusers.utils.logging.get_verbosity(), transformers.utils.logging.get_verbosity()) == before
+    assert diffusers.utils.logging.is_progress_bar_enabled() and transformers.utils.logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [("*", "has no config.json"), ("*.safetensors", "has no weights, .* only config.json"), ("config.json", "has no")],
+)
+def test_what_a_folder_lacks_is_our_sentence_alone(tmp_path, libraries, part, lost, words):
+    folder = save_pipeline(tmp_path / "model")
+    for file in (folder / part).glob(lost):
+        file.unlink()
+    told = libraries()
+    with pytest.raises(UserError, match=rf"{part}.* {words}"):
+        pipelines.load(folder)
+    assert told() == []
+
+
+def test_a_tokenizer_without_words_is_refused(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    for file in (folder / "tokenizer").iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+    with pytest.raises(UserError, match=r"tokenizer in 'model' has no words"):
+        pipelines.load(folder)
 
 
 def test_the_tokenizer_of_a_folder(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter
 
+from .. import __version__
 from .apply import apply
 from .convert import convert
 from .demo import demo
@@ -18,6 +19,9 @@ from .train import train
 
 # Else transformers tells of every part of it that is not installed; none is used here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Else torch's threads spin while they wait for one another. Where others need the cores, or fewer may be used than
+# there are, that keeps the one they wait for from its work, and a step takes several times as long, or twenty times.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = App(
     name="textinv",
@@ -25,7 +29,8 @@ app = App(
     "embedding:NAME.\n\n`textinv demo` shows it in two minutes; `textinv train --help` explains what to set.",
     help_format="markdown",
     help_flags=["--help"],
-    version_flags=[],
+    version=f"textinv {__version__}",
+    version_flags=["--version"],
     # Of a flag that comes twice the last counts, and lists have no flag that empties them.
     default_parameter=Parameter(allow_repeating=True, negative_iterable=()),
 )

@@ -1,10 +1,13 @@
 """`textinv apply`: pictures made with embeddings."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
+from rich.console import Console
 
 from ..errors import SettingError, UserError
 from ..hosts.precision import Precision
@@ -86,16 +89,34 @@ def apply(
         from ..images import save_picture
         from .inputs import load_model
 
+        # Not on stdout, which has the paths alone.
+        Console(stderr=True).print(f"Loading {model}", markup=False, highlight=False, soft_wrap=True)
         host = load_model(model, model_config, device, precision)
         shape = host.latent_shape(width, height)
         seeds, sampling = range(seed, seed + count), Sampling(steps, guidance, negative)
         for number, prompt in enumerate(prompts, 1):
-            pictures = host.sample([prompt] * count, seeds, shape, sampling, embeddings)
+            with _drawing(report, f"Drawing {number} of {len(prompts)}", prompt, steps) as show:
+                pictures = host.sample([prompt] * count, seeds, shape, sampling, embeddings, show)
             for each, picture in zip(seeds, pictures, strict=True):
                 path = numbered(out / f"{number:02}-{each}.png")
                 save_picture(picture, path)
                 report.facts(event="saved", path=str(path), prompt=prompt, seed=each)
                 report.say(str(path))
+
+
+@contextmanager
+def _drawing(report: Report, title: str, prompt: str, steps: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar, and JSON, for a function that is given the number of each step of the sampler as it is done."""
+    from .progress import progress
+
+    with progress() as bar:
+        task = bar.add_task(title, total=steps, state="")
+
+        def show(step: int) -> None:
+            bar.update(task, completed=step)
+            report.facts(event="step", prompt=prompt, step=step, last_step=steps)
+
+        yield show
 
 
 def _check_size(width: int, height: int) -> None:

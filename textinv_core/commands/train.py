@@ -322,24 +322,14 @@ def _stopped(report: Report, command: str, folder: "RunFolder", name: str, reach
 @contextmanager
 def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event], None]]":
     """A progress bar with loss, rate and time left, and JSON for each event, for a function that is given them all."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ..training.learn import Started
     from ..training.run import Saved
     from ..training.training import Step
+    from .progress import progress
 
     recent: list[float] = []
     beginning = time.monotonic()
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
-        TimeRemainingColumn(),
-    ]
-    console = Console(stderr=True, quiet=report.quiet)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress(report.quiet) as bar:
         task = bar.add_task(name, total=steps, state="")
 
         def show(event: "Event") -> None:

@@ -6,7 +6,7 @@ What a single file does not say (see `configs/README.md`) comes with this packag
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,9 +23,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from ..errors import Naming, SettingError, UserError
 from ..formats import pickles
@@ -70,7 +72,8 @@ def load(
             raise SettingError(
                 lambda name: f"{path} is a folder and has configurations of its own: leave out {name('model_config')}."
             )
-        parts = _folder(path, dtype)
+        with _quiet():
+            parts = _folder(path, dtype)
     elif path.is_file():
         parts = _single_file(path, config, dtype)
     else:
@@ -88,6 +91,19 @@ def _check_channels(taken: int, given: int, name: str) -> None:
             f"{name!r} cannot be trained on here: its UNet takes {taken} channels and its VAE gives {given}, as in "
             "inpainting models. Use the model it was made from."
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries from advertising others, giving advice that is not ours, and drawing bars of their own."""
+    with ExitStack() as stack:
+        for library in (diffusers_logging, transformers_logging):
+            stack.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity_error()
+            if library.is_progress_bar_enabled():
+                stack.callback(library.enable_progress_bar)
+                library.disable_progress_bar()
+        yield
 
 
 @contextmanager
@@ -115,6 +131,10 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     if kind not in PIPELINES:
         raise UserError(f"{folder.name!r} holds a {kind}. Embeddings are trained here on {' or '.join(PIPELINES)}.")
     names = list(TEXT_ENCODERS)[: 1 + (kind == "StableDiffusionXLPipeline")]
+    # All of these first: the libraries would look for a missing one elsewhere, and tell of connections.
+    for name in ("unet", "vae", *names):
+        _json(folder / name / "config.json")
+    scheduler = _scheduler(folder)
     parts: dict[str, Any] = {}
     for name, model, options in (
         ("unet", UNet2DConditionModel, {"torch_dtype": dtype}),
@@ -122,25 +142,29 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         # With this, sizes that differ are told of as what is missing is, instead of in a table in the log.
         *((name, TEXT_ENCODERS[name], {"ignore_mismatched_sizes": True}) for name in names),
     ):
-        files = [file.name for file in (folder / name).glob("*.safetensors")]
-        variant = "fp16" if files and all(".fp16." in file for file in files) else None
+        safe = [file.name for file in (folder / name).glob("*.safetensors")]
+        files = safe or [file.name for file in (folder / name).glob("*.bin")]
         if not files:
+            raise UserError(
+                f"The {name} in {folder.name!r} has no weights, neither a .safetensors nor a .bin: there are only "
+                f"{', '.join(sorted(file.name for file in (folder / name).iterdir()))}. Is the folder whole?"
+            )
+        if not safe:
             _check_pickles(folder / name)
+        options |= {
+            "use_safetensors": bool(safe),
+            "variant": "fp16" if all(".fp16." in file for file in files) else None,
+        }
         with _reading(f"The {name} in {folder.name!r}"):
             loaded: Any = model.from_pretrained(
-                folder / name,
-                variant=variant,
-                use_safetensors=True if files else None,  # not the .bin beside one that is damaged
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
+                folder / name, local_files_only=True, output_loading_info=True, **options
             )
         parts[name], loading = loaded
         _check_filled(loading, f"{name} in {folder.name!r}")
         parts[name].requires_grad_(False).eval()
     for name in names:
         parts[name].to(dtype)
-    return {**parts, **_tokenizers(folder, names), "scheduler": _scheduler(folder)}
+    return {**parts, **_tokenizers(folder, names), "scheduler": scheduler}
 
 
 def _check_pickles(folder: Path) -> None:
@@ -197,6 +221,10 @@ def _tokenizers(folder: Path, text_encoders: list[str]) -> dict[str, Any]:
         is_openai = _json(folder / text_encoder / "config.json").get("hidden_act") == "quick_gelu"
         tokenizers[name] = clip_tokenizer("<|endoftext|>" if is_openai else "!")
         if (folder / name).is_dir():
+            if not any((folder / name / file).is_file() for file in ("vocab.json", "tokenizer.json")):
+                raise UserError(
+                    f"The {name} in {folder.name!r} has no words: neither vocab.json nor tokenizer.json. Is it whole?"
+                )
             with _reading(f"The {name} in {folder.name!r}"):
                 own: Any = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
             # Where "!" pads, published folders have the tokenizer treat every "!" in a text as padding. So their own

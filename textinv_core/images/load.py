@@ -16,6 +16,8 @@ from ..picture_kinds import FURTHER_KINDS
 from ..prompts import filename_words, sidecar_caption
 from .folders import EXTENSIONS, contained_folder, is_inside, list_images
 
+log = logging.getLogger("textinv")
+
 # Only these of pillow's readers are tried: others start programs (EPS) or do not belong to the files that are listed.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", *FURTHER_KINDS.values())
 MAX_PIXELS = 100_000_000
@@ -124,7 +126,7 @@ def _report(loaded: LoadedFolder, base: Path, folder: str, recursive: bool):
     left_out = "".join(f"\n  {name}: {reason}" for name, reason in loaded.skipped)
     if loaded.pictures:
         if left_out:
-            logging.warning("Left out of the pictures in %r:%s", folder, left_out)
+            log.warning("Left out of the pictures in %r:%s", folder, left_out)
         return
     if left_out:
         raise UserError(f"None of the pictures in the folder {folder!r} can be read:{left_out}")
