@@ -69,3 +69,10 @@ def test_numbered_takes_the_next_free_number(tmp_path):
     (tmp_path / "my.cat_2.safetensors").touch()
     (tmp_path / "my.cat_4.safetensors").touch()
     assert numbered(path) == tmp_path / "my.cat_3.safetensors"
+
+
+def test_numbered_minds_files_of_other_suffixes(tmp_path):
+    (tmp_path / "cat.pt").touch()
+    (tmp_path / "cat_2.bin").touch()
+    assert numbered(tmp_path / "cat.png", (".pt", ".bin")) == tmp_path / "cat_3.png"
+    assert numbered(tmp_path / "cat.png") == tmp_path / "cat.png"

@@ -1,6 +1,7 @@
 """The command `textinv`, also `python -m textinv_core`."""
 
 import os
+import signal
 import sys
 
 
@@ -15,12 +16,15 @@ def main() -> None:
         sys.exit(f'This command needs {error.name}, which is not installed. Type: pip install "textinv[standalone]"')
     try:
         run()
-    except SystemExit as ended:
+    except (SystemExit, KeyboardInterrupt) as ended:
+        # Another Ctrl-C while Python ends would change the status, or leave a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = 130 if isinstance(ended, KeyboardInterrupt) else ended.code
         if os.environ.get("WORLD_SIZE", "1") == "1":
-            raise
+            sys.exit(code)
         from .training.parallel import end
 
-        end(ended.code)
+        end(code)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,6 @@ def test_two_of_one_name_are_refused(textinv, world, cat):
 
 def test_what_fails_is_a_sentence(textinv, world, tmp_path):
     done = textinv("apply", "a cat", "--model", tmp_path / "none.safetensors")
-    assert done.code == 1 and "none.safetensors" in done.err
+    assert done.code == 2 and "--model is" in done.err and "none.safetensors" in done.err
     done = textinv("apply", "a cat", *world.model, "--device", "cuda:7")
     assert done.code == 1 and "'cuda:7'" in done.err

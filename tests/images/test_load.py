@@ -12,6 +12,7 @@ from PIL import Image
 
 from textinv_core.errors import UserError
 from textinv_core.images import LoadedFolder, load_folder, load_image
+from textinv_core.picture_kinds import FURTHER_KINDS
 
 # What pillow warns of, and the pack refuses.
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -45,6 +46,18 @@ def captions_of(loaded: LoadedFolder) -> list[str]:
 
 
 # load_image
+
+
+@pytest.mark.parametrize("kind", [".avif", ".jxl"])
+def test_kinds_that_this_pillow_may_open(tmp_path, kind):
+    if kind not in FURTHER_KINDS:
+        pytest.skip(f"this pillow opens no {kind}")
+    grey = Image.new("RGBA", (64, 48), (128, 128, 128, 100))
+    save(tmp_path / f"a{kind}", grey)
+    [picture] = load_folder(tmp_path, ".").pictures
+    assert picture.pixels.shape == (48, 64, 3)
+    assert (picture.pixels - 128 / 255).abs().max() < 0.02
+    assert (picture.mask - 100 / 255).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.TIF", "a.webp"])
@@ -266,7 +279,7 @@ def test_a_folder_without_pictures_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no pictures \(png, .*\)\. Put"):
         load_folder(tmp_path, ".")
     save(tmp_path / "deep" / "a.png")
-    with pytest.raises(UserError, match="The folders in it have 1: switch `recursive` on"):
+    with pytest.raises(UserError, match="The folders in it have 1: switch recursive on"):
         load_folder(tmp_path, ".")
 
 

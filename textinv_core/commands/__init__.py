@@ -4,17 +4,17 @@ Nothing here imports torch before a command runs, so that help comes at once.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 
 from .. import __version__
 from .apply import apply
 from .convert import convert
 from .demo import demo
 from .inspect import inspect
-from .output import USAGE
+from .output import USAGE, Report, complain
 from .train import train
 
 # Else transformers tells of every part of it that is not installed; none is used here.
@@ -40,8 +40,11 @@ for command in (train, apply, inspect, convert, demo):
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Do what `arguments` say, by default those of this process. Ends with SystemExit, of 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # What was typed could not be read, so nobody has found the flag in it.
+    report = Report("--json" in arguments, quiet=os.environ.get("RANK", "0") != "0")
     try:
-        app(arguments, exit_on_error=False)
-    except CycloptsError as error:  # it has been said what is wrong
-        Console(stderr=True).print(f"Try: {' '.join(['textinv', *(error.command_chain or ())])} --help", markup=False)
-        raise SystemExit(USAGE) from None
+        app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        help_command = " ".join(["textinv", *(error.command_chain or ()), "--help"])
+        raise complain(report, f"{error}\nTry: {help_command}", USAGE) from None

@@ -102,7 +102,7 @@ def run(world: Path, out: Path, report: Report, settings: TrainSettings = SETTIN
         device="cpu",
         output=out,
     )
-    trained = train_one(plan, report)
+    trained = train_one(plan, load_pictures(plan.images), report)
 
     host = load_model(plan.model, plan.model_config, plan.device, plan.precision)
 

@@ -5,9 +5,7 @@ What a single file does not say (see `configs/README.md`) comes with this packag
 
 import gzip
 import json
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +29,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ..errors import UserError
+from ..errors import Naming, SettingError, UserError
+from ..formats import pickles
 
 CONFIGS = Path(__file__).parent / "configs"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -70,7 +69,9 @@ def load(
     path = Path(path)
     if path.is_dir():
         if config is not None:
-            raise UserError(f"{path} is a folder and has configurations of its own: leave out the config {config}.")
+            raise SettingError(
+                lambda name: f"{path} is a folder and has configurations of its own: leave out {name('model_config')}."
+            )
         with _quiet():
             parts = _folder(path, dtype)
     elif path.is_file():
@@ -106,7 +107,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
+def _reading(what: str, advice: Callable[[Naming], str] = lambda _: "Is it whole?") -> Iterator[None]:
     """Turn what readers of files raise, which is anything where those are damaged or odd, into a sentence."""
     try:
         yield
@@ -114,9 +115,11 @@ def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         if isinstance(error, KeyError):
             reason = f"there is no {error}"
-        if isinstance(error, pickle.UnpicklingError):  # torch would advise to open it without protection
-            reason = "it is damaged, or there is more in it than weights"
-        raise UserError(f"{what} cannot be read: {reason}. {advice}") from error
+        raise _misfit(f"{what} cannot be read: {reason}.", advice) from error
+
+
+def _misfit(what_is_wrong: str, advice: Callable[[Naming], str]) -> SettingError:
+    return SettingError(lambda name: f"{what_is_wrong} {advice(name)}")
 
 
 # Folders
@@ -140,12 +143,14 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         *((name, TEXT_ENCODERS[name], {"ignore_mismatched_sizes": True}) for name in names),
     ):
         safe = [file.name for file in (folder / name).glob("*.safetensors")]
-        files = safe or [file.name for file in (folder / name).glob("*.bin")]
+        files = safe or [file.name for file in (folder / name).glob("*.bin*")]  # or the index of some
         if not files:
             raise UserError(
                 f"The {name} in {folder.name!r} has no weights, neither a .safetensors nor a .bin: there are only "
                 f"{', '.join(sorted(file.name for file in (folder / name).iterdir()))}. Is the folder whole?"
             )
+        if not safe:
+            _check_pickles(folder / name)
         options |= {
             "use_safetensors": bool(safe),
             "variant": "fp16" if all(".fp16." in file for file in files) else None,
@@ -160,6 +165,15 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     for name in names:
         parts[name].to(dtype)
     return {**parts, **_tokenizers(folder, names), "scheduler": scheduler}
+
+
+def _check_pickles(folder: Path) -> None:
+    """Raise UserError for `.bin` weights that harm: the libraries have torch open them, which can freeze for ever."""
+    maps = [_json(index).get("weight_map") for index in folder.glob("*.bin.index.json")]
+    parts = {str(name) for names in maps if isinstance(names, dict) for name in names.values()}
+    for file in {*folder.glob("*.bin"), *(folder / name for name in parts)}:
+        if file.is_file():
+            pickles.load(file)
 
 
 def _check_filled(loading: Mapping[str, Any], what: str) -> None:
@@ -251,8 +265,12 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
     folder = CONFIGS / family if config is None else Path(config)
     names = list(TEXT_ENCODERS)[: 1 + (family == "sdxl")]
     _check_file_channels(weights, path.name)
-    advice = "Give a folder with its configurations as config" if config is None else "Correct the config"
-    advice += ", or check that the file is whole."
+
+    def advice(name: Naming) -> str:
+        mended = f"Give a folder with its configurations as {name('model_config')}"
+        mended = mended if config is None else f"Correct {name('model_config')}"
+        return f"{mended}, or check that the file is whole."
+
     # All of them first: transformers would look for a missing one elsewhere.
     configs = {name: _json(folder / name / "config.json") for name in ("unet", "vae", *names)}
     with _reading(f"The configuration in {folder.name!r}"), torch.device("meta"):
@@ -285,13 +303,10 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    advice = "Is it whole, and a .safetensors? A .ckpt that holds more than weights is not opened, because it could "
-    advice += "run code; get the model as .safetensors."
-    with _reading(repr(path.name), advice):
-        if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
+        with _reading(repr(path.name)):
             return load_file(path)
-        # Old checkpoints are pickles, which may run code; torch reads only those that need none.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    loaded = pickles.load(path)
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     loaded = loaded if isinstance(loaded, dict) else {}
     return {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -329,7 +344,13 @@ def _prediction(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
     return {}
 
 
-def _fill(model: torch.nn.Module, converted: Mapping[str, Tensor], dtype: torch.dtype, what: str, advice: str) -> None:
+def _fill(
+    model: torch.nn.Module,
+    converted: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    what: str,
+    advice: Callable[[Naming], str],
+) -> None:
     """Put `converted`, named as in diffusers, into the empty `model`. Raises UserError where it does not fit."""
     # Some versions of transformers, and some checkpoints, leave this part of the name out.
     converted = {name.removeprefix("text_model."): weight for name, weight in converted.items()}
@@ -338,10 +359,8 @@ def _fill(model: torch.nn.Module, converted: Mapping[str, Tensor], dtype: torch.
         weight = converted.get(name.removeprefix("text_model."))
         if weight is None or weight.shape != empty.shape:
             is_there = "is not there" if weight is None else f"has shape {list(weight.shape)}"
-            raise UserError(
-                f"The {what} is not what its configuration says: {name} {is_there}, it should have "
-                f"{list(empty.shape)}. {advice}"
-            )
+            wrong = f"{name} {is_there}, it should have {list(empty.shape)}"
+            raise _misfit(f"The {what} is not what its configuration says: {wrong}.", advice)
         filled[name] = weight.to(dtype).contiguous()
     model.load_state_dict(filled, assign=True)
     model.requires_grad_(False).eval()
