@@ -2,13 +2,16 @@
 
 import asyncio
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
+
+# Before anything imports torch: its threads sleep while they wait, as in the command; see benchmarks/RESULTS.md.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +57,8 @@ def node_classes(pack) -> dict[str, type]:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """As each of several processes has, and recordings had: sums come out the same to the bit only then."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
