@@ -7,20 +7,24 @@ import sys
 def main() -> None:
     try:
         from .commands import run
+        from .commands.process import heed_signals, lasting_streams, status_written
     except KeyboardInterrupt:  # in the second in which this is imported
         sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name not in ("cyclopts", "rich"):
             raise
         sys.exit(f'This command needs {error.name}, which is not installed. Type: pip install "textinv[standalone]"')
+    heed_signals()
+    streams = lasting_streams()
     try:
         run()
     except SystemExit as ended:
+        code = ended.code or status_written(streams)
         if os.environ.get("WORLD_SIZE", "1") == "1":
-            raise
+            sys.exit(code)
         from .training.parallel import end
 
-        end(ended.code)
+        end(code)
 
 
 if __name__ == "__main__":

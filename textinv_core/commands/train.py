@@ -15,8 +15,9 @@ from cyclopts import Parameter
 from ..errors import UserError
 from .flags import Flags
 from .inputs import load_model, load_pictures, starting_embedding
-from .output import FAILED, INTERRUPTED, USAGE, AsJson, Report, complain, failing, logging_to_stderr
+from .output import FAILED, USAGE, AsJson, Report, complain, failing, logging_to_stderr
 from .plan import Plan, check_paths, facts_of
+from .process import status_of
 from .settings_file import plans, read_file
 
 if TYPE_CHECKING:
@@ -80,10 +81,12 @@ def train(
     A job counts as done by its settings alone: that pictures or model files have changed since is not seen, only their
     paths are compared. To train it again, delete its `job.json`, in `textual_inversion/NAME` of the output folder.
 
-    Ctrl-C keeps what was learnt and says how to go on. One training on several GPUs or processes, which share the
-    pictures of each step: `torchrun --nproc-per-node 2 -m textinv_core train ink.toml`
+    Ctrl-C keeps what was learnt and says how to go on; so do SIGTERM and SIGHUP, with which systems end what they run.
+    One training on several GPUs or processes, which share the pictures of each step:
+    `torchrun --nproc-per-node 2 -m textinv_core train ink.toml`
 
-    Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted.
+    Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted, 143 after SIGTERM, 129
+    after SIGHUP.
     """
     report = Report(as_json, quiet=os.environ.get("RANK", "0") != "0")
     with failing(report, USAGE):
@@ -182,9 +185,9 @@ def _train_jobs(todo: list[Plan], report: Report) -> None:
     take_gpu()
     try:
         outcomes = run_jobs(jobs, _root(todo[0]), run)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         again = "Stopped. The same command goes on with the jobs that are not done, each from its beginning."
-        raise complain(report, again, INTERRUPTED) from None
+        raise complain(report, again, status_of(stopped)) from None
     for outcome in outcomes:
         report.facts(event="job", name=outcome.name, state=outcome.state, message=outcome.message)
         report.say(f"{outcome.name}: {outcome.state}{'. ' if outcome.message else ''}{outcome.message}")
@@ -226,18 +229,20 @@ def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, 
                 reached = event.step if isinstance(event, Step) else reached
                 ended = event if isinstance(event, Ended) else ended
                 show(event)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if not command or processes.rank or started is None or started.folder is None:
             raise
-        raise _stopped(report, command, started.folder, embedding.name, reached) from None
+        raise _stopped(report, command, started.folder, embedding.name, reached, status_of(stopped)) from None
     assert started is not None and ended is not None  # the first event and the last one
     return Trained(ended.learnt, ended.losses, started.folder)
 
 
-def _stopped(report: Report, command: str, folder: "RunFolder", name: str, reached: int | None) -> SystemExit:
+def _stopped(
+    report: Report, command: str, folder: "RunFolder", name: str, reached: int | None, status: int
+) -> SystemExit:
     """Say how to go on after an interrupt: with the newest of the embeddings that are kept, and the same settings.
 
-    reached: the last step that was done, if any was.
+    reached: the last step that was done, if any was. status: to end with.
     """
     from ..formats import load_embedding
 
@@ -245,13 +250,13 @@ def _stopped(report: Report, command: str, folder: "RunFolder", name: str, reach
     if not kept:
         lost = f"What was learnt by step {reached} could not be kept."
         none = "Stopped before the first step; nothing was learnt yet."
-        return complain(report, f"Stopped. {lost}" if reached else none, INTERRUPTED)
+        return complain(report, f"Stopped. {lost}" if reached else none, status)
     step = load_embedding(kept).step
     is_behind = step is not None and reached is not None and step < reached
     lost = f" What was learnt from step {step} to {reached} could not be kept." if is_behind else ""
     go_on = f"{command} --from {shlex.quote(str(kept))}"  # of two --from, the last counts
     report.facts(event="saved", name=name, path=str(kept), step=step)
-    return complain(report, f"Stopped.{lost} To go on, type:\n{go_on}", INTERRUPTED, go_on=go_on)
+    return complain(report, f"Stopped.{lost} To go on, type:\n{go_on}", status, go_on=go_on)
 
 
 @contextmanager

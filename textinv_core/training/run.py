@@ -15,6 +15,9 @@ from .training import Step, Training, TrainingError
 
 log = logging.getLogger("textinv")
 
+# What ends a program from outside; Windows has no SIGHUP.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -45,8 +48,8 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def _heeding_one_interrupt() -> Iterator[None]:
-    """For the length of the block, once Ctrl-C or SIGTERM has ended it, ignore more of them: what was learnt is being
-    written. They only ever reach the main thread; elsewhere this does nothing."""
+    """For the length of the block, once Ctrl-C, SIGTERM or SIGHUP has ended it, ignore more of them: what was learnt is
+    being written. They only ever reach the main thread; elsewhere this does nothing."""
     handlers: dict[int, Any] = {}
 
     def listen(handler: Any) -> None:
@@ -59,7 +62,7 @@ def _heeding_one_interrupt() -> Iterator[None]:
         listen(heed)  # that one did not mean to end anything
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             # Neither one that was not set from Python, which could not be put back, nor one that does nothing.
             if callable(handler := signal.getsignal(number)):
                 handlers[number] = handler
@@ -151,7 +154,7 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
 
     To finish early is to stop consuming: close the iterator. Whatever ends the run after its first step, what was
     learnt by the last good one is kept in the folder, and the losses; a TrainingError's message then says where. In the
-    main thread, a second Ctrl-C or SIGTERM is ignored until then. Raises what `Training.advance` does.
+    main thread, a second Ctrl-C, SIGTERM or SIGHUP is ignored until then. Raises what `Training.advance` does.
     """
     record = _Record(training, folder)
     settings, name = training.settings, training.learnable.name
