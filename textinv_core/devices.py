@@ -62,5 +62,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """What to tell the person whom `error` has stopped: its own message, but what torch says of memory is for others."""
+    """What to tell the person whom `error` has stopped: its own message, unless that is torch's, of memory."""
     return NO_MEMORY if is_out_of_memory(error) else str(error)

@@ -37,11 +37,11 @@ class ImageSettings:
     width: Annotated[
         int,
         Doc(
-            "Pixels. What the model was made for learns best: 512 for SD1.x, 768 for most SD2.x, 1024 for SDXL; half "
-            "of it takes a quarter of the time and loses detail."
+            "Pixels; 0 takes what the model was made for, which learns best: 512 for SD1.x, 768 for most SD2.x, 1024 "
+            "for SDXL. Half of it takes a quarter of the time and loses detail."
         ),
-    ] = 512
-    height: Annotated[int, Doc("Pixels, as width.")] = 512
+    ] = 0
+    height: Annotated[int, Doc("Pixels, as width.")] = 0
     resize: Annotated[
         str,
         Doc(
@@ -61,5 +61,8 @@ class ImageSettings:
             if value not in known:
                 raise UserError(f"{name} cannot be {value!r}; there are {', '.join(known)}.")
         filename_words("", self.filename_word_regex)
-        if self.width < 1 or self.height < 1:
-            raise UserError(f"Pictures cannot be made {self.width}x{self.height} pixels: use 64 or more for each.")
+        if self.width < 0 or self.height < 0:
+            raise UserError(
+                f"Pictures cannot be made {self.width}x{self.height} pixels: use 64 or more for each, or 0 for the "
+                "size the model was made for."
+            )

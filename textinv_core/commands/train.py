@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from ..errors import UserError
 from .flags import Flags
-from .inputs import load_model, load_pictures, starting_embedding
+from .inputs import load_model, load_pictures, own_size, starting_embedding
 from .output import FAILED, USAGE, AsJson, Report, complain, failing, logging_to_stderr
 from .plan import Plan, check_paths, facts_of
 from .process import status_of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..training.learn import Event
     from ..training.parallel import Processes
 
+TRY_AGAIN = 5  # seconds between tries to write what can be written nowhere
 RECENT = 20  # losses in the mean that is shown: single ones say more of their noise level than of progress
 
 
@@ -133,31 +134,53 @@ class Trained:
     embedding: "Embedding"
     losses: list[float]
     folder: "RunFolder | None"
+    copy: Path | None  # of the embedding, in the run's folder or elsewhere
 
 
 def _finish(plan: Plan, trained: Trained, report: Report) -> None:
     """Leave the embedding where it is easily found, and say where."""
-    from ..files import numbered
-    from ..formats import save_embedding
-
     embedding, folder = trained.embedding, trained.folder
     assert folder is not None  # as in all processes but those that only help
-    plan.output.mkdir(parents=True, exist_ok=True)
-    path = numbered(plan.output / f"{embedding.name}.safetensors")
-    try:
-        save_embedding(embedding, path)
-    except OSError as error:
-        copy = folder.newest()
-        where = f"Its newest copy is {copy}; train on from there with --from." if copy else "There is no copy of it."
-        raise UserError(f"The trained embedding could not be written: {error}. {where}") from error
+    path = _written(embedding, trained.copy, plan.output, folder, report)
     if plan.plot:
         from .charts import loss_plot
 
         first_step = (embedding.step or 0) - len(trained.losses) + 1
-        folder.save_plot(loss_plot(trained.losses, embedding.name, first_step))
+        try:
+            folder.save_plot(loss_plot(trained.losses, embedding.name, first_step))
+        except OSError as error:
+            report.say(f"The plot of the losses could not be kept: {error}")
     report.facts(event="done", embedding=str(path), name=embedding.name, step=embedding.step, folder=str(folder.path))
     report.say(f"The record of the run: {folder.path}")
     report.say(f"The embedding, embedding:{path.stem} in prompts: {path}")
+
+
+def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "RunFolder", report: Report) -> Path:
+    """Write the embedding into `output`; returns where. Raises UserError where it is only kept as a copy elsewhere; it
+    waits while it is nowhere, because then it is lost when this process ends."""
+    from ..files import numbered
+    from ..formats import save_embedding
+
+    is_told = False
+    while True:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            path = numbered(output / f"{embedding.name}.safetensors")
+            save_embedding(embedding, path)
+            return path
+        except OSError as error:
+            copy = copy or folder.rescue(embedding)
+            if copy:
+                raise UserError(
+                    f"The trained embedding could not be written into {str(output)!r}: {error}. It is kept in {copy}."
+                ) from error
+            if not is_told:
+                is_told = True
+                report.say(
+                    f"The trained embedding can be written nowhere: {error}. It is still in memory, and every "
+                    f"{TRY_AGAIN} s it is tried again: make room on the disk. Ctrl-C gives it up."
+                )
+            time.sleep(TRY_AGAIN)
 
 
 def _train_jobs(todo: list[Plan], report: Report) -> None:
@@ -214,7 +237,12 @@ def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, 
     from ..training.training import Step
 
     processes = processes or ALONE
-    pictures = load_pictures(plan.images)  # before the model, which takes longer to fail
+    # Before the model, which takes longer to fail.
+    images = own_size(plan.images, plan.model, plan.model_config)
+    if images != plan.images:
+        size = f"{images.width}x{images.height} pixels"
+        report.say(f"The pictures are made {size}: what was not set is as this model was made for.")
+    pictures = load_pictures(images)
     report.say(f"Loading {plan.model}")
     host = load_model(plan.model, plan.model_config, plan.device, plan.precision)
     host = host.knowing([load_embedding(path) for path in plan.embedding])
@@ -234,7 +262,7 @@ def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, 
             raise
         raise _stopped(report, command, started.folder, embedding.name, reached, status_of(stopped)) from None
     assert started is not None and ended is not None  # the first event and the last one
-    return Trained(ended.learnt, ended.losses, started.folder)
+    return Trained(ended.learnt, ended.losses, started.folder, ended.path)
 
 
 def _stopped(
