@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from textinv_core.files import numbered, write_atomically
+from textinv_core.files import numbered, readable_stem, write_atomically
 
 
 def test_writes_and_replaces(tmp_path):
@@ -69,3 +69,12 @@ def test_numbered_takes_the_next_free_number(tmp_path):
     (tmp_path / "my.cat_2.safetensors").touch()
     (tmp_path / "my.cat_4.safetensors").touch()
     assert numbered(path) == tmp_path / "my.cat_3.safetensors"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are no bytes on Windows")
+@pytest.mark.parametrize(
+    ("name", "text"), [(b"a cat.png", "a cat"), ("café.png".encode(), "café"), (b"\xe9.png", "\ufffd")]
+)
+def test_any_name_is_text_that_can_be_written(name, text):
+    assert readable_stem(os.fsdecode(name)) == text
+    assert readable_stem(name.decode("ascii", "surrogateescape")) == text  # where the locale is C
