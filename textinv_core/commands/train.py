@@ -98,10 +98,12 @@ def train(
         if are_jobs:
             _train_jobs(todo, report)
         else:
+            from ..devices import device_called
             from ..training.parallel import join
 
             processes = join()
             with failing(report, USAGE):
+                device_called(todo[0].device)
                 plan = _shared(todo[0], processes, report)
             trained = train_one(plan, report, processes, _command(processes))
             if processes.rank == 0:
