@@ -1,17 +1,24 @@
 """Creating, applying, saving and loading embeddings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
 
 from ..textinv_core import load_embedding, save_embedding
-from ..textinv_core.embedding import check_name
+from ..textinv_core.embedding import Embedding, check_name, safe_name
+from ..textinv_core.errors import UserError
 from ..textinv_core.files import numbered
+from ..textinv_core.formats import keeps_facts
 from ..textinv_core.hosts.comfy import ComfyHost
 from ..textinv_core.images import save_picture
 from ..textinv_core.training.presets import PRESETS
+from .embedding_files import FOUND_BY_PROMPTS, entries, find
 from .types import CATEGORY, EmbeddingType, sentence
+
+FILE_KINDS = ("safetensors", "pt", "bin", "png")
+NEEDS_IMAGE = "A png needs a picture to keep the embedding in: connect one to `image`, or choose another format."
 
 
 class TextInvCreateEmbedding(io.ComfyNode):
@@ -86,13 +93,18 @@ class TextInvSaveEmbedding(io.ComfyNode):
             node_id="TextInvSaveEmbedding",
             display_name="Save Embedding (Textual Inversion)",
             category=CATEGORY,
-            description="Saves an embedding into the embeddings folder, where every prompt finds it as embedding:name.",
+            description="Saves an embedding into the embeddings folder, where every prompt finds it as embedding:name; "
+            "or in a picture, as A1111 shares them.",
             search_aliases=["textual inversion", "export embedding"],
             is_output_node=True,
             inputs=[
                 EmbeddingType.Input("embedding", tooltip="The embedding to save."),
                 io.Combo.Input(
-                    "format", options=["safetensors"], tooltip="The kind of file. safetensors is read everywhere."
+                    "format",
+                    options=list(FILE_KINDS),
+                    tooltip="The kind of file. safetensors is read everywhere; pt is A1111's; bin is for older "
+                    "diffusers and keeps no steps; png puts it into the image, for Load Embedding and A1111, not for "
+                    "prompts.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
@@ -103,23 +115,49 @@ class TextInvSaveEmbedding(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="A picture to show for it in the model library; the first one, if there are several.",
+                    tooltip="A picture to show for it in the model library, or with png the one to put it into; the "
+                    "first one, if there are several.",
                 ),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file is.")],
         )
 
     @classmethod
+    def validate_inputs(cls, format=None, image=False):
+        # Naming `format` here switches off the host's check against the list. An image that is linked is None.
+        if format is not None and format not in FILE_KINDS:
+            return f"There is no format {format!r}: choose one of {', '.join(FILE_KINDS)}."
+        return format != "png" or image is not False or NEEDS_IMAGE
+
+    @classmethod
     def execute(cls, embedding, format, overwrite, image=None) -> io.NodeOutput:
+        if format == "png" and image is None:  # where the format was linked
+            raise UserError(NEEDS_IMAGE)
         folder = Path(folder_paths.get_folder_paths("embeddings")[0])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{embedding.name}.{format}"
         if not overwrite:
-            path = numbered(path)
-        save_embedding(embedding, path)
-        if image is not None:
-            save_picture(image[0], path.with_suffix(".preview.png"))
-        return io.NodeOutput(str(path), ui=ui.PreviewText(f"Saved as embedding:{path.stem}\n{path}"))
+            # Of two files that prompts know by one name they would find only one.
+            path = numbered(path, FOUND_BY_PROMPTS if path.suffix in FOUND_BY_PROMPTS else ())
+        picture = None if image is None else image[0, ..., :3]
+        save_embedding(replace(embedding, name=safe_name(path.stem)), path, picture)
+        if picture is not None and format != "png":
+            save_picture(picture, path.with_suffix(".preview.png"))
+        return io.NodeOutput(str(path), ui=ui.PreviewText(_how_to_use(embedding, path)))
+
+
+def _how_to_use(embedding: Embedding, path: Path) -> str:
+    """What the node says of the file it wrote: how to use it, what is not in it, and where it is."""
+    if path.suffix in FOUND_BY_PROMPTS:
+        said = [f"Saved as embedding:{path.stem}"]
+        found = next(file for suffix in FOUND_BY_PROMPTS if (file := path.with_suffix(suffix)).exists())
+        if found != path:
+            said.append(f"Prompts find {found.name} instead, as long as it is there.")
+    else:
+        said = ["Saved in a picture: for Load Embedding and A1111. Prompts do not find it."]
+    if not keeps_facts(embedding, path) and (embedding.step is not None or embedding.metadata):
+        said.append("Steps and model are not in this kind of file; safetensors has them.")
+    return "\n".join([*said, str(path)])
 
 
 class TextInvLoadEmbedding(io.ComfyNode):
@@ -129,30 +167,35 @@ class TextInvLoadEmbedding(io.ComfyNode):
             node_id="TextInvLoadEmbedding",
             display_name="Load Embedding (Textual Inversion)",
             category=CATEGORY,
-            description="Loads an embedding from the embeddings folder, to train it further or to apply it.",
+            description="Loads an embedding from a file or picture in the embeddings folder, or from inside a LoRA, to "
+            "train it further or to apply it.",
             search_aliases=["textual inversion"],
             inputs=[
-                io.Combo.Input("name", options=_embedding_files(), tooltip="A .safetensors file of that folder."),
+                # No `io.RemoteOptions`: of a saved workflow the page would replace the choice by the first of the list.
+                io.Combo.Input(
+                    "name",
+                    options=entries(),
+                    tooltip="A file or picture of that folder, or, as lora: file > name, one that a LoRA brings along. "
+                    "Press R for new ones.",
+                ),
             ],
             outputs=[EmbeddingType.Output("embedding", tooltip="The embedding, with the steps it has been trained.")],
         )
 
     @classmethod
     def validate_inputs(cls, name=None):
-        return name is None or name in _embedding_files() or f"There is no embedding {name!r} in the embeddings folder."
+        # Naming `name` here also switches off the host's check against the list, which knows no new files.
+        return name is None or sentence(find, name)  # None: linked, and checked when the graph runs
 
     @classmethod
     def fingerprint_inputs(cls, name):
-        status = Path(folder_paths.get_full_path_or_raise("embeddings", name)).stat()
+        path, _ = find(name)
+        status = path.stat()
         return f"{status.st_mtime_ns} {status.st_size}"
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
-        return io.NodeOutput(load_embedding(Path(folder_paths.get_full_path_or_raise("embeddings", name))))
-
-
-def _embedding_files() -> list[str]:
-    return [name for name in folder_paths.get_filename_list("embeddings") if name.endswith(".safetensors")]
+        return io.NodeOutput(load_embedding(*find(name)))
 
 
 NODES = [TextInvCreateEmbedding, TextInvApplyEmbedding, TextInvSaveEmbedding, TextInvLoadEmbedding]

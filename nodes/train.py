@@ -15,7 +15,7 @@ from ..textinv_core.hosts.comfy import ComfyHost
 from ..textinv_core.hosts.precision import PRECISIONS
 from ..textinv_core.images import as_pictures
 from ..textinv_core.prompts import TEMPLATES, template_lines
-from ..textinv_core.schedule import LearningRateSchedule
+from ..textinv_core.schedule import training_rates
 from ..textinv_core.training.learn import Preview, Previewed, learn
 from ..textinv_core.training.run import Ended
 from ..textinv_core.training.settings import GRADIENT_CHECKPOINTING, GRADIENT_CLIPPING, LOSS_WEIGHTING, TrainSettings
@@ -143,7 +143,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
         if chosen is not None and (own is not None or chosen != "custom"):
             checks.append(sentence(lambda name: template_lines(name, own or ""), chosen))
         if rate is not None:
-            checks.append(sentence(lambda text: LearningRateSchedule(text, max_steps=sys.maxsize), rate))
+            checks.append(sentence(lambda text: training_rates(text, max_steps=sys.maxsize), rate))
         return next((check for check in checks if check is not True), True)
 
     @classmethod
@@ -182,7 +182,9 @@ class TextInvTrainEmbedding(io.ComfyNode):
 def _settings(given: dict) -> TrainSettings:
     template = template_lines(given["template"], given.get("custom_template", ""))
     values = {name: value for name, value in given.items() if name in TrainSettings.__dataclass_fields__}
-    return TrainSettings(**{**values, "template": template})
+    settings = TrainSettings(**{**values, "template": template})
+    training_rates(settings.learning_rate, sys.maxsize)  # what is linked was not seen before
+    return settings
 
 
 NODES = [TextInvTrainEmbedding]

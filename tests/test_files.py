@@ -71,6 +71,13 @@ def test_numbered_takes_the_next_free_number(tmp_path):
     assert numbered(path) == tmp_path / "my.cat_3.safetensors"
 
 
+def test_numbered_minds_files_of_other_suffixes(tmp_path):
+    (tmp_path / "cat.pt").touch()
+    (tmp_path / "cat_2.bin").touch()
+    assert numbered(tmp_path / "cat.png", (".pt", ".bin")) == tmp_path / "cat_3.png"
+    assert numbered(tmp_path / "cat.png") == tmp_path / "cat.png"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names are no bytes on Windows")
 @pytest.mark.parametrize(
     ("name", "text"), [(b"a cat.png", "a cat"), ("café.png".encode(), "café"), (b"\xe9.png", "\ufffd")]

@@ -1,15 +1,20 @@
-"""What the registry is told of the pack, and what its release holds."""
+"""What the registry is told of the pack, what its release holds, and what is built to be installed."""
 
 import asyncio
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+import textinv_core
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -98,3 +103,60 @@ def test_a_release_loads_in_comfyui_with_all_nodes(released, node_classes, tmp_p
 
     assert {node.__name__ for node in asyncio.run(node_list())} == {node.__name__ for node in node_classes.values()}
     assert (tmp_path / module.WEB_DIRECTORY / "docs" / "TextInvTrainEmbedding.md").is_file()
+
+
+def test_there_is_one_version():
+    assert textinv_core.__version__ == PROJECT["project"]["version"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[list[str], set[str], set[str]]:
+    """What is said while distributions are built, and the files in the source distribution and in the wheel."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("clone")
+    for path in _files():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    build = "from setuptools import build_meta; build_meta.build_sdist('dist'); build_meta.build_wheel('dist')"
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", build], cwd=folder, env=own, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(*folder.glob("dist/*.tar.gz")) as archive:
+        source = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(*folder.glob("dist/*.whl")) as archive:
+        return (done.stdout + done.stderr).splitlines(), source, {*archive.namelist()}
+
+
+def _files() -> set[str]:
+    return {path for path in git("--cached", "--others", "--exclude-standard") if (ROOT / path).is_file()}
+
+
+def test_nothing_warns_while_it_is_built(built):
+    said, _, _ = built
+    assert [line for line in said if "warning" in line.lower() and "byte-compiling" not in line] == []
+
+
+def test_the_source_distribution_is_whole(built):
+    _, source, _ = built
+    assert _files() - source == set()
+
+
+def test_what_is_installed_is_the_core_with_its_licence(built):
+    _, _, installed = built
+    metadata = f"textinv-{textinv_core.__version__}.dist-info/"
+    assert {path for path in installed if not path.startswith(metadata)} == {
+        path for path in _files() if path.startswith("textinv_core/")
+    }
+    assert metadata + "licenses/LICENSE" in installed
+
+
+def test_build_and_demo_leave_nothing_for_git(tmp_path):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    for path in ("build/lib/a.py", "dist/textinv.whl", "textinv-demo/demo.png", "textinv.egg-info/PKG-INFO"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    told = subprocess.run(["git", "status", "--short"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["??", ".gitignore"]

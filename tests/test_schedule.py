@@ -3,7 +3,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from textinv_core.errors import UserError
-from textinv_core.schedule import LearningRateSchedule
+from textinv_core.schedule import LearningRateSchedule, training_rates
 
 
 def reference_rates(text, max_steps, start):
@@ -136,3 +136,44 @@ def test_garbage_is_a_value_error(text, max_steps, start):
         return
     assert start < schedule.last_step <= max_steps
     assert all(0 <= rate < float("inf") for rate in all_rates(schedule, start))
+
+
+@pytest.mark.parametrize(("text", "meant"), [("0,005", "0.005"), ("0,005:100, 0,001", "0.005:100"), ("1,5", "1.5")])
+def test_a_comma_for_a_decimal_point_is_seen(text, meant):
+    with pytest.raises(UserError, match=f"if a decimal point was meant, write '{meant}'"):
+        LearningRateSchedule(text, 10)
+
+
+@pytest.mark.parametrize("text", ["0.1, 0.2", "1e-3,5", "0, 5", "1, x"])
+def test_rates_that_look_like_none_with_a_comma_get_no_such_advice(text):
+    with pytest.raises(UserError) as error:
+        LearningRateSchedule(text, 10)
+    assert "decimal" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "moves"),
+    [
+        ("0.1", 0, True),
+        ("0", 0, False),
+        ("0:5, 0.1", 0, True),
+        ("0:5, 0:9", 0, False),
+        ("0.1:5, 0", 5, False),
+        ("0.1:5, 0", 4, True),
+        ("0:10, 0.1", 0, False),  # which ten steps do not reach
+        ("0:10, 0.1", 9, False),
+    ],
+)
+def test_a_training_needs_a_rate_above_zero(text, start, moves):
+    assert LearningRateSchedule(text, 10, start).moves == moves
+    if moves:
+        training_rates(text, 10, start)
+    else:
+        with pytest.raises(UserError, match="Nothing would be learnt"):
+            training_rates(text, 10, start)
+
+
+@given(schedules(), st.integers(1, 70))
+def test_a_training_moves_as_its_rates_say(text, max_steps):
+    schedule = LearningRateSchedule(text, max_steps)
+    assert schedule.moves == any(all_rates(schedule, 0))

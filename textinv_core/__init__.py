@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from .schedule import LearningRateSchedule
     from .shuffle import ShuffleConfig
 
+__version__ = "0.1.0"  # as in pyproject.toml, which is not there where the core is installed
 __all__ = [
     "Embedding",
     "LearningRateSchedule",
     "ShuffleConfig",
+    "__version__",
     "filewords",
     "load_embedding",
     "save_embedding",

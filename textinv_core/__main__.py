@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     try:
         from .commands import run
-        from .commands.process import heed_signals, lasting_streams, status_written
+        from .commands.process import heed_signals, ignore_signals, lasting_streams, status_of, status_written
     except KeyboardInterrupt:  # in the second in which this is imported
         sys.exit(130)
     except ModuleNotFoundError as error:
@@ -18,8 +18,9 @@ def main() -> None:
     streams = lasting_streams()
     try:
         run()
-    except SystemExit as ended:
-        code = ended.code or status_written(streams)
+    except (SystemExit, KeyboardInterrupt) as ended:
+        ignore_signals()  # another one while Python ends would change the status, or leave a traceback
+        code = status_of(ended) if isinstance(ended, KeyboardInterrupt) else ended.code or status_written(streams)
         if os.environ.get("WORLD_SIZE", "1") == "1":
             sys.exit(code)
         from .training.parallel import end

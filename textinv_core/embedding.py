@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .prompts.syntax import is_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")
 # Names Windows keeps for devices, with or without an extension.
@@ -57,11 +58,13 @@ class Embedding:
     """
 
     name: str
-    vectors: Mapping[str, Tensor]
+    vectors: "Mapping[str, Tensor]"
     step: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
+        import torch  # not above: the command checks names before it needs torch
+
         # What people name is checked before it comes here; see `check_name`.
         if not _is_name(self.name):
             raise ValueError(f"{self.name!r} is no name that an embedding can have.")
@@ -80,13 +83,15 @@ class Embedding:
         return ", ".join(f"{key} {rows.shape[0]} x {rows.shape[1]}" for key, rows in self.vectors.items())
 
 
-def initial_vectors(rows: Tensor, vectors: int, keep_first: bool) -> Tensor:
+def initial_vectors(rows: "Tensor", vectors: int, keep_first: bool) -> "Tensor":
     """Turn the vectors of an init text, [L, dim], into `vectors` ones, float32 [vectors, dim].
 
     As A1111 does: vector i is row floor(i * L / vectors), so fewer rows than vectors each come several times, in
     runs. More rows than vectors are cut after the first ones with `keep_first`, else sampled evenly. No rows give
     zeros. `vectors` 0 takes all rows as they are; UserError where there are none.
     """
+    import torch
+
     if vectors == 0 and len(rows) == 0:
         raise UserError("With vectors at 0 the init text decides how many there are, so it cannot be empty.")
     if vectors == 0:
@@ -98,7 +103,7 @@ def initial_vectors(rows: Tensor, vectors: int, keep_first: bool) -> Tensor:
     return rows[torch.arange(vectors) * len(rows) // vectors].clone()
 
 
-def create_embedding(name: str, rows: Mapping[str, Tensor], vectors: int, keep_first: bool) -> Embedding:
+def create_embedding(name: str, rows: "Mapping[str, Tensor]", vectors: int, keep_first: bool) -> Embedding:
     """A new embedding that starts as the words of an init text; see `initial_vectors`.
 
     rows: what each text encoder sees of the text, encoder key -> float32 [tokens, dim]. Raises UserError for a bad

@@ -25,11 +25,14 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def numbered(path: Path) -> Path:
-    """`path`, or where there is such a file already, `<stem>_2`, `<stem>_3`, ... with the same suffix."""
+def numbered(path: Path, suffixes: tuple[str, ...] = ()) -> Path:
+    """`path`, or where there is such a file already, `<stem>_2`, `<stem>_3`, ... with the same suffix.
+
+    suffixes: further ones of which there must be no such file either.
+    """
     n = 1
     free = path
-    while free.exists():
+    while any(free.with_suffix(suffix).exists() for suffix in {path.suffix, *suffixes}):
         n += 1
         free = path.with_stem(f"{path.stem}_{n}")
     return free

@@ -6,11 +6,12 @@ from typing import Annotated
 
 from typing_extensions import Doc
 
-from .errors import UserError
+from .errors import SettingError, check_choice
 from .prompts import filename_words
 
 CAPTIONS = ("auto", "sidecar", "filename", "none")
 RESIZE_MODES = ("crop", "squash", "keep")
+SIDES = (8, 8192)  # pixels; all latents have cells of 8 or more
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,15 @@ class ImageSettings:
     )
 
     def __post_init__(self):
-        for name, value, known in (("captions", self.captions, CAPTIONS), ("resize", self.resize, RESIZE_MODES)):
-            if value not in known:
-                raise UserError(f"{name} cannot be {value!r}; there are {', '.join(known)}.")
+        check_choice("captions", self.captions, CAPTIONS)
+        check_choice("resize", self.resize, RESIZE_MODES)
         filename_words("", self.filename_word_regex)
-        if self.width < 0 or self.height < 0:
-            raise UserError(
-                f"Pictures cannot be made {self.width}x{self.height} pixels: use 64 or more for each, or 0 for the "
-                "size the model was made for."
+        least, most = SIDES
+        if not all(side == 0 or least <= side <= most for side in (self.width, self.height)):
+            raise SettingError(
+                lambda name: (
+                    f"Pictures cannot be made {self.width}x{self.height} pixels: {name('width')} and {name('height')} "
+                    f"can be {least} to {most} each; use 64 or more, in multiples of 8, or 0 for the size the model "
+                    "was made for."
+                )
             )

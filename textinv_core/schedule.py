@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_right
 
-from .errors import UserError
+from .errors import SettingError, UserError
 
 
 def _read_item(item: str) -> tuple[float, float]:
@@ -31,9 +31,12 @@ def _read_items(text: str) -> list[tuple[float, float]]:
     for item in filter(None, map(str.strip, text.split(","))):
         rate, until = _read_item(item)
         if reached == math.inf:
+            whole = f"{previous}.{item}"
+            advice = f"Give {previous!r} a step, or remove {item!r}."
+            if previous.isdigit() and item[0].isdigit() and f"{previous},{item}" in text:
+                advice = f"A comma separates rates; if a decimal point was meant, write {whole!r}."
             raise UserError(
-                f"The learning rate {item!r} would never be used: {previous!r} before it lasts to the end. "
-                f"Give {previous!r} a step, or remove {item!r}."
+                f"The learning rate {item!r} would never be used: {previous!r} before it lasts to the end. {advice}"
             )
         if until <= reached:
             raise UserError(
@@ -57,7 +60,8 @@ class LearningRateSchedule:
     start: the step training goes on from, >= 0. Items that end at or before it are past.
 
     Steps are counted from 0: the optimizer step that makes an embedding's `step` 1 runs at rate_at(0).
-    `last_step` is where training ends: the last listed step, or `max_steps` if that comes first.
+    `last_step` is where training ends: the last listed step, or `max_steps` if that comes first. `moves` says whether
+    any rate up to there is above 0.
 
     Raises UserError that names the item for one that is malformed, out of order or follows a rate without end,
     and UserError where no step is left to train.
@@ -66,8 +70,11 @@ class LearningRateSchedule:
     def __init__(self, text: str, max_steps: int, start: int = 0):
         pieces = [(rate, until) for rate, until in _read_items(text) if until > start]
         if max_steps <= start:
-            raise UserError(
-                f"No step is left to train: the embedding stands at step {start} of {max_steps}. Add steps."
+            raise SettingError(
+                lambda name: (
+                    f"No step is left to train: the embedding stands at step {start} of {max_steps}. Earlier steps "
+                    f"count; set {name('steps')} to more than {start}."
+                )
             )
         if not pieces:
             raise UserError(
@@ -78,9 +85,22 @@ class LearningRateSchedule:
         self._rates = [rate for rate, _ in pieces]
         self._ends = [int(min(until, max_steps)) for _, until in pieces]
         self.last_step = self._ends[-1]
+        begins = zip(self._rates, [start, *self._ends], strict=False)
+        self.moves = any(rate for rate, begin in begins if begin < self.last_step)
 
     def rate_at(self, step: int) -> float:
         """The rate of the optimizer step `step`, start <= step < last_step; ValueError outside of that."""
         if not self._start <= step < self.last_step:
             raise ValueError(f"Step {step} is not trained; this run's steps are {self._start} to {self.last_step - 1}.")
         return self._rates[bisect_right(self._ends, step)]
+
+
+def training_rates(text: str, max_steps: int, start: int = 0) -> LearningRateSchedule:
+    """The rates of a training that is to learn something: some may be 0, for a pause.
+
+    Raises UserError as LearningRateSchedule does, and where all that are left are 0.
+    """
+    rates = LearningRateSchedule(text, max_steps, start)
+    if not rates.moves:
+        raise UserError(f"Nothing would be learnt: all that is left of the learning rate {text!r} is 0.")
+    return rates

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from typing_extensions import Doc
 
-from .errors import UserError
+from .errors import SettingError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -69,13 +69,23 @@ class ShuffleConfig:
     def __post_init__(self):
         object.__setattr__(self, "mode", ALIASES.get(self.mode, self.mode))
         if self.mode not in MODES:
-            raise UserError(
-                f"There is no shuffle mode {self.mode!r}. Use one of {', '.join(MODES)}, on, true or false."
+            guess = did_you_mean(str(self.mode), MODES)
+            raise SettingError(
+                lambda name: (
+                    f"There is no shuffle mode {self.mode!r} for {name('mode')}. "
+                    f"Use one of {', '.join(MODES)}, on, true or false.{guess}"
+                )
             )
         if self.per not in get_args(Per):
-            raise UserError(f"Vectors cannot be shuffled per {self.per!r}. Use one of {', '.join(get_args(Per))}.")
+            guess = did_you_mean(str(self.per), get_args(Per))
+            raise SettingError(
+                lambda name: (
+                    f"Vectors cannot be shuffled {name('per')} {self.per!r}. "
+                    f"Use one of {', '.join(get_args(Per))}.{guess}"
+                )
+            )
         if self.unlock_every < 1:
-            raise UserError(f"unlock_every is {self.unlock_every}; use 1 step or more.")
+            raise SettingError(lambda name: f"{name('unlock_every')} is {self.unlock_every}; use 1 step or more.")
 
     def unlocked(self, n_vectors: int, step: int) -> int:
         """How many of `n_vectors` are in use at `step`, the number of the optimizer step being run, from 1."""

@@ -22,9 +22,13 @@ def test_pictures_for_each_prompt_and_seed(textinv, world, cat, tmp_path):
     told = ("--steps", 2, "--count", 2, "--seed", 5, "--out", tmp_path / "out", "--json")
     done = textinv("apply", *prompts, *world.model, "--embedding", cat, *told)
     assert done.code == 0
-    saved = [(each["prompt"], each["seed"]) for each in done.facts]
+    assert done.err.startswith(f"Loading {world.model[1]}\n")
+    steps = [(each["prompt"], each["step"], each["last_step"]) for each in done.facts if each["event"] == "step"]
+    assert steps == [(prompt, step, 2) for prompt in prompts for step in (1, 2)]
+    kept = [each for each in done.facts if each["event"] == "saved"]
+    saved = [(each["prompt"], each["seed"]) for each in kept]
     assert saved == [(prompt, seed) for prompt in prompts for seed in (5, 6)]
-    shown = [load_image(each["path"])[0] for each in done.facts]
+    shown = [load_image(each["path"])[0] for each in kept]
     assert all(picture.shape == (64, 64, 3) for picture in shown)  # the size the model was made for
     assert not any(torch.equal(a, b) for i, a in enumerate(shown) for b in shown[:i])
 
@@ -50,6 +54,6 @@ def test_two_of_one_name_are_refused(textinv, world, cat):
 
 def test_what_fails_is_a_sentence(textinv, world, tmp_path):
     done = textinv("apply", "a cat", "--model", tmp_path / "none.safetensors")
-    assert done.code == 1 and "none.safetensors" in done.err
+    assert done.code == 2 and "--model is" in done.err and "none.safetensors" in done.err
     done = textinv("apply", "a cat", *world.model, "--device", "cuda:7")
     assert done.code == 1 and "'cuda:7'" in done.err

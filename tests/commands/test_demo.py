@@ -15,14 +15,15 @@ from textinv_core.commands.demo import NAME, SETTINGS, SURROUNDINGS, WORLD, run
 from textinv_core.commands.output import Report
 from textinv_core.images import load_image
 
+demo = importlib.import_module("textinv_core.commands.demo")  # the package has the command itself under that name
+
 
 @pytest.fixture(scope="module")
 def made(world, tmp_path_factory):
     """What a short demo leaves, twice in one folder, and where."""
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        # The package has the command itself under that name.
-        patch.setattr(importlib.import_module("textinv_core.commands.demo"), "SAMPLING_STEPS", 1)
+        patch.setattr(demo, "SAMPLING_STEPS", 1)
         run(world.folder, out, Report(), replace(SETTINGS, steps=2))
         return run(world.folder, out, Report(), replace(SETTINGS, steps=4)), out
 
@@ -48,6 +49,25 @@ def test_the_picture_shows_what_was_learnt_from_in_its_first_column(made, world)
         and torch.equal(picture[top : top + side, left : left + side], enlarged)
     ]
     assert len(places) == 1
+
+
+def test_the_number_of_threads_changes_nothing(made, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "SAMPLING_STEPS", 1)
+    before = torch.get_num_threads()
+    other = 1 if before > 1 else 2
+    torch.set_num_threads(other)
+    try:
+        found = run(world.folder, tmp_path, Report(), replace(SETTINGS, steps=4))
+        assert torch.get_num_threads() == other
+    finally:
+        torch.set_num_threads(before)
+    assert all(found[kind].read_bytes() == made[0][kind].read_bytes() for kind in ("picture", "loss"))
+
+
+def test_without_its_model_it_says_where_that_is(textinv, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "WORLD", tmp_path / "toyworld")
+    done = textinv("demo", "--out", tmp_path)
+    assert done.code == 1 and "from a clone" in done.err and "Traceback" not in done.err
 
 
 def test_its_prompts_ask_for_what_no_bundled_picture_shows():

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("cyclopts")
 
@@ -71,10 +72,19 @@ def test_a_file_that_is_none_is_a_sentence(textinv, tmp_path):
     (tmp_path / "bad.pt").write_bytes(b"no")
     done = textinv("inspect", tmp_path / "bad.pt")
     assert done.code == 1 and "'bad.pt'" in done.err
-    assert textinv("inspect", tmp_path / "none.pt").code == 1
+    done = textinv("inspect", tmp_path / "none.pt")
+    assert done.code == 2 and "FILE is" in done.err and "no such file" in done.err
 
 
 def test_a_model_it_does_not_fit_is_a_sentence(textinv, world, tmp_path):
     save_embedding(Embedding("cat", {"clip_l": torch.ones(1, 768)}), tmp_path / "cat.safetensors")
     done = textinv("inspect", tmp_path / "cat.safetensors", *world.model)
     assert done.code == 1 and "does not fit" in done.err
+
+
+def test_of_a_bundle_one_is_named(textinv, tmp_path):
+    save_file(
+        {f"bundle_emb.{name}.clip_l": torch.rand(1, 768) for name in ("<cat>", "dog")}, tmp_path / "lora.safetensors"
+    )
+    assert "holds 2 embeddings, '<cat>', 'dog'" in textinv("inspect", tmp_path / "lora.safetensors").err
+    assert "embedding:cat" in textinv("inspect", tmp_path / "lora.safetensors", "--name", "<cat>").out

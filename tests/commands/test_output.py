@@ -1,5 +1,6 @@
 """Answers to people and programs, and exit statuses."""
 
+import errno
 import json
 import logging
 import signal
@@ -8,7 +9,7 @@ import pytest
 
 pytest.importorskip("cyclopts")
 
-from textinv_core.commands.output import Report, failing, logging_to_stderr
+from textinv_core.commands.output import PATIENCE, Report, failing, logging_to_stderr, sentence, without_comma
 from textinv_core.commands.process import Told
 from textinv_core.errors import UserError
 from textinv_core.training.training import TrainingError
@@ -39,13 +40,36 @@ def test_long_lines_stay_whole(capsys):
     assert capsys.readouterr().out == "x" * 300 + "\n"
 
 
-def test_a_quiet_one_says_failures_alone(capsys):
+def test_a_quiet_one_says_failures_alone_after_a_while(capsys, monkeypatch):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
     quiet = Report(as_json=True, quiet=True)
     quiet.say("x")
     quiet.facts(event="e")
     assert capsys.readouterr() == ("", "")
-    assert status(UserError("why"), quiet) == 1
+    assert status(UserError("why"), quiet) == 1 and waited == [PATIENCE]
     assert capsys.readouterr() == ("", "why\n")
+    assert status(KeyboardInterrupt(), quiet) == 130 and waited == [PATIENCE]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), "'a/b' cannot be used: there is no such"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", b"a"), "'a' cannot be used: it is a folder"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a file stands where a folder should be"),
+        (OSError(errno.ENOSPC, "No space left on device", "a"), "'a' cannot be used: no space left on device."),
+        (OSError("why"), "why"),
+    ],
+)
+def test_what_the_system_says_is_a_sentence(error, words):
+    assert words in sentence(error) and "Errno" not in sentence(error)
+
+
+@pytest.mark.parametrize(("text", "advice"), [("0,005", "write 0.005."), ("1,5e-3", "write 0.0015."), ("a,b", "")])
+def test_a_comma_for_a_decimal_point_is_seen(text, advice):
+    assert without_comma(text).endswith(advice) and bool(without_comma(text)) == bool(advice)
 
 
 @pytest.mark.parametrize("error", [UserError("why"), FileNotFoundError("why"), TrainingError("why")])

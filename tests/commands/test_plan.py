@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from textinv_core.commands.output import flag as name_of_flag
+from textinv_core.commands.paths import CONFIGURATIONS
 from textinv_core.commands.plan import Plan, check_paths, facts_of
-from textinv_core.errors import UserError
+from textinv_core.errors import SettingError
 from textinv_core.image_settings import ImageSettings
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.settings import TrainSettings
@@ -30,9 +32,13 @@ def test_how_often_it_is_saved_decides_nothing():
 
 
 def test_paths_that_lead_nowhere_are_named_with_their_flags(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(b"")
-    there = replace(PLAN, model=file, images=ImageSettings(tmp_path), model_config=tmp_path, from_=file)
+    file = tmp_path / "file.safetensors"
+    file.write_bytes(b"x")
+    for name in CONFIGURATIONS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    pictures = ImageSettings(tmp_path)
+    there = replace(PLAN, model=file, images=pictures, model_config=tmp_path, from_=file, output=tmp_path / "a" / "b")
     check_paths(there)
     nowhere = tmp_path / "nowhere"
     for flag, changed in (
@@ -41,7 +47,10 @@ def test_paths_that_lead_nowhere_are_named_with_their_flags(tmp_path):
         ("--from", {"from_": nowhere}),
         ("--embedding", {"embedding": (file, nowhere)}),
     ):
-        with pytest.raises(UserError, match=f"{flag} is .*nowhere"):
+        with pytest.raises(SettingError) as error:
             check_paths(replace(there, **changed))
-    with pytest.raises(UserError, match=r"--images is .*file"):
+        assert f"{flag} is '{nowhere}'" in error.value.sentence(name_of_flag)
+    with pytest.raises(SettingError, match=r"folder is .*file"):
         check_paths(replace(there, images=ImageSettings(file)))
+    with pytest.raises(SettingError, match=r"output is .*'.*file.safetensors' is a file"):
+        check_paths(replace(there, output=file / "a"))

@@ -1,5 +1,7 @@
 """Settings files, flags, and what the two make together."""
 
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import pytest
 pytest.importorskip("cyclopts")
 pytest.importorskip("msgspec")
 
-from textinv_core.commands.settings_file import plans, read_file
-from textinv_core.errors import UserError
+from textinv_core.commands.output import sentence
+from textinv_core.commands.settings_file import called, plans, read_file
+from textinv_core.errors import SettingError, UserError
 from textinv_core.prompts import TEMPLATES
 from textinv_core.training.presets import PRESETS
 from textinv_core.training.settings import TrainSettings
@@ -26,7 +29,7 @@ def plan(tables, flags=None):
 def refused(tables, flags=None):
     with pytest.raises(ValueError) as error:
         plans({**LEAST, **tables}, flags or {})
-    return str(error.value)
+    return sentence(error.value)
 
 
 def test_the_least_takes_every_default_of_the_core():
@@ -53,7 +56,7 @@ def test_a_preset_lies_under_everything_else():
     assert made.train.template == TEMPLATES["style"]
     assert (made.vectors, made.train.batch_size, made.train.learning_rate) == (2, 3, "0.5")
     assert made.train.steps == PRESETS["style"]["train"]["steps"]
-    assert "no preset 'stile'; there are subject and style" in refused({"preset": "stile"})
+    assert "--preset cannot be 'stile'; there are subject, style. Did you mean 'style'?" in refused({"preset": "stile"})
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -97,11 +100,19 @@ def test_a_rate_may_be_written_as_a_number():
         ({"steps": 5}, "'steps'", "It belongs into [train]."),
         ({"train": {"vectors": 5}}, "'vectors' in [train]", "to the top"),
         ({"batchsize": 5}, "'batchsize'", "Did you mean 'batch_size' in [train]?"),
-        ({"shuffel": {}}, "'shuffel'", "Did you mean 'shuffle'?"),
+        ({"shuffel": {}}, "a table [shuffel]", "Did you mean 'shuffle'?"),
+        ({"trian": {"steps": 5}}, "a table [trian]", "There are [images], [train], [shuffle] and [[job]]."),
+        ({"shuffel": "all"}, "'shuffel'", "Did you mean 'shuffle'?"),
+        ({"shuffle": {"shuffle": "all"}}, "'shuffle' in [shuffle]", "Did you mean 'mode'?"),
+        ({"shuffle": {"shuffle_per": "batch"}}, "'shuffle_per' in [shuffle]", "Did you mean 'per'?"),
+        ({"images": {"images": "a"}}, "'images' in [images]", "Did you mean 'folder'?"),
+        ({"train": {"learning-rate": "1"}}, "'learning-rate' in [train]", "Did you mean 'learning_rate'?"),
+        ({"learning-rate": "1"}, "'learning-rate'", "It belongs into [train], as 'learning_rate'."),
         ({"shuffle": {"zzz": 1}}, "'zzz' in [shuffle]", "There are mode, per,"),
         ({"from_": "x"}, "'from_'", "Did you mean 'from'?"),
         ({"job": [{"nmae": "x"}]}, "'nmae'", "Did you mean 'name'?"),
-        ({"": {"name": "x"}}, "''", "There are model, preset,"),
+        ({"": {"name": "x"}}, "a table []", "There are [images]"),
+        ({"": "x"}, "''", "There are model, preset,"),
     ],
 )
 def test_a_key_that_means_nothing_is_named_with_the_nearest_that_does(tables, key, advice):
@@ -120,6 +131,25 @@ def test_a_key_that_means_nothing_is_named_with_the_nearest_that_does(tables, ke
         ({"from": 7}, "'from' is 7; it must be a path"),
         ({"template": [1]}, "'template' is [1]; it must be a text or a list of texts"),
         ({"train": 5}, "write [train]"),
+        (
+            {"shuffle": "all"},
+            "'shuffle' is 'all', but 'shuffle' is a table: write [shuffle], and its settings, such as mode",
+        ),
+        ({"template": []}, "--template is empty"),
+        ({"template": "custom"}, "cannot be 'custom'; there are subject, style, subject_filewords"),
+        ({"train": {"clip_at": "0,1"}}, "If a decimal point was meant, write 0.1."),
+        ({"train": {"learning_rate": "0,005"}}, "if a decimal point was meant, write '0.005'"),
+        ({"train": {"learning_rate": "0,005:100, 0,001:500"}}, "write '0.005:100'"),
+        ({"train": {"learning_rate": "0:100, 0:500"}}, "Nothing would be learnt"),
+        ({"train": {"learning_rate": "0:500, 0.1"}}, "Nothing would be learnt"),  # 500 steps are the default
+        ({"train": {"min_timestep": 500, "max_timestep": 400}}, "--min-timestep cannot be 500 with --max-timestep 400"),
+        ({"train": {"loss_weighting": "min-snr"}}, "there are none, min_snr. Did you mean 'min_snr'?"),
+        ({"vectors": 0, "init_text": " "}, "--init-text cannot be empty"),
+        ({"images": {"folder": "a", "width": 100_000}}, "8 to 8192"),
+        ({"job": [{"name": "a"}, {"name": "b", "train": {"steps": 0}}]}, "Job 2 ('b'): The training cannot start"),
+        ({"job": [{"name": "a"}, {"name": "A"}]}, "Several jobs are called 'a'"),
+        ({"name": "", "job": [{"from": "x"}]}, "Job 1 has no name"),
+        ({"job": [{"name": "a"}, {"name": "b", "output": "c"}]}, "share one output folder; these have c, output"),
         ({"job": {"name": "x"}}, "[[job]]"),
         ({"train": {"steps": 0}}, "steps cannot be 0"),
         ({"train": {"learning_rate": "fast"}}, "'fast'"),
@@ -148,8 +178,9 @@ def test_a_bad_value_is_named(tables, words):
 
 
 def test_a_model_there_must_be():
-    with pytest.raises(UserError, match="--model"):
+    with pytest.raises(SettingError) as error:
         plans({"name": "cat", "images": "cats"}, {})
+    assert "--model" in sentence(error.value)
 
 
 def test_clip_at_may_be_whole():
@@ -173,6 +204,7 @@ def test_a_file_is_read_as_toml(tmp_path):
         (b"name = '\xff'", "as TOML"),
         (b"a = " + b"[" * 100_000, "as TOML"),
         (b"#" * 1024**2 + b"#", "1 MiB"),
+        (b"a = " + b"9" * 10_000, "as TOML"),
     ],
 )
 def test_a_file_that_cannot_be_settings_is_refused(tmp_path, data, words):
@@ -182,8 +214,73 @@ def test_a_file_that_cannot_be_settings_is_refused(tmp_path, data, words):
         read_file(file)
 
 
+def test_a_byte_order_mark_is_no_key(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_bytes(b"\xef\xbb\xbfname = 'cat'")
+    assert read_file(file) == {"name": "cat"}
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"settings file '.*a\.toml' cannot be read: No such file"):
+        read_file(tmp_path / "a.toml")
+    with pytest.raises(UserError, match=r"settings file '.*' cannot be read: Is a directory"):
+        read_file(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="this system has no such files")
+def test_a_file_without_end_is_refused(tmp_path):
+    with pytest.raises(UserError, match="1 MiB"):
+        read_file(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "pipe")  # as `textinv train <(cat a.toml)` has
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=["name = 'cat'"])
+    writer.start()
+    assert read_file(tmp_path / "pipe") == {"name": "cat"}
+    writer.join()
+
+
+BEFORE = ["", "a = 1\n", 'a = """\n"\n"""\n', "a = '''\n'\n'''\n", "# don't\n", "[a]\nb = {"]
+
+
+@pytest.mark.parametrize("key", ["a" + ".a" * 50_000, "'a'" + ' . "\\"" ' * 50_000, "[x" + ". x" * 50_000 + "]#"])
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_key_of_many_parts_is_refused(tmp_path, key, before):
+    file = tmp_path / "a.toml"
+    file.write_text(f"{before}{key} = 1")
+    with pytest.raises(UserError, match="a key of more than 32 parts"):
+        read_file(file)
+
+
+@pytest.mark.parametrize("text", ["x" + ".x" * 50, "....... " * 50, "don't '" + ".x" * 50])
+def test_texts_and_comments_may_have_any_dots(tmp_path, text):
+    file = tmp_path / "a.toml"
+    file.write_text(f'a = "{text}" # {text}\nb = """\n\\"{text}\n"" """\nc = \'\'\'{text} \'\'\'')
+    assert read_file(file)["a"] == text
+
+
 def test_a_bad_value_of_any_depth_is_named():
     deep = {}
     for _ in range(100_000):
         deep = {"a": deep}
     assert "'steps' in [train] is {'a': {" in refused({"train": {"steps": deep}})
+
+
+def test_a_rate_of_zero_may_be_a_pause():
+    assert plan({"train": {"learning_rate": "0.1:10, 0:20, 0.1"}}).train.learning_rate == "0.1:10, 0:20, 0.1"
+
+
+@pytest.mark.parametrize(
+    ("setting", "tables", "flags", "name"),
+    [
+        ("steps", {}, {}, "--steps"),
+        ("steps", {"train": {"steps": 5}}, {}, "steps in [train]"),
+        ("steps", {"train": {"steps": 5}}, {"train": {"steps": 6}}, "--steps"),
+        ("steps", {"job": [{"train": {"steps": 5}}]}, {}, "steps in [train]"),
+        ("folder", {"images": "cats"}, {}, "folder in [images]"),
+        ("folder", {"images": "cats"}, {"images": {"folder": "dogs"}}, "--images"),
+        ("mode", {"shuffle": {"mode": "all"}}, {}, "mode in [shuffle]"),
+        ("mode", {}, {"shuffle": {"mode": "all"}}, "--shuffle"),
+        ("model_config", {"model_config": "a"}, {}, "model_config"),
+    ],
+)
+def test_a_setting_is_called_what_the_person_called_it(setting, tables, flags, name):
+    assert called(setting, tables, flags) == name

@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 import sys
+import time
 import weakref
 
 import pytest
@@ -16,7 +17,7 @@ from textinv_core import Embedding, load_embedding, save_embedding
 from textinv_core.commands import inputs
 from textinv_core.commands.inputs import load_model
 from textinv_core.hosts import diffusers as host
-from textinv_core.images import load_image
+from textinv_core.images import load_image, save_picture
 from textinv_core.training.parallel import Processes
 
 
@@ -208,6 +209,7 @@ def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(
             break
     for _ in range(times):
         process.send_signal(getattr(signal, name))
+        time.sleep(0.02)  # the second while what the first has begun is under way
     stopped = ended(process)
     assert stopped.code == status and "Traceback" not in stopped.err
     last = stopped.facts[-1]
@@ -321,7 +323,7 @@ name = "cat"
 [[job]]
 name = "dog"
 vectors = 2
-images = "nowhere"
+train.learning_rate = "1e30"
 [[job]]
 name = "cow"
 train.seed = 3
@@ -332,16 +334,53 @@ train.seed = 3
     assert first.code == 1
     ended = {each["name"]: each["state"] for each in first.facts if each["event"] == "job"}
     assert ended == {"cat": "done", "dog": "failed", "cow": "done"}
-    assert "dog" in first.event("error")["message"] and "nowhere" in first.err
+    assert "dog" in first.event("error")["message"] and "diverged" in first.err
     assert json.loads((run_folder(tmp_path, "cow") / "settings.json").read_text())["seed"] == 3
 
-    file.write_text(toml(world, tmp_path) + jobs.replace('images = "nowhere"\n', ""))
+    file.write_text(toml(world, tmp_path) + jobs.replace('train.learning_rate = "1e30"\n', ""))
     again = textinv("train", file, "--json")
     assert again.code == 0
     ended = {each["name"]: each["state"] for each in again.facts if each["event"] == "job"}
     assert ended == {"cat": "there", "dog": "done", "cow": "there"}
     assert len(load_embedding(tmp_path / "dog.safetensors").vectors["clip_l"]) == 2
     assert not (tmp_path / "cat_2.safetensors").exists()
+
+
+def test_all_jobs_are_checked_before_the_first_is_trained(textinv, world, tmp_path, nothing_loaded, monkeypatch):
+    file = tmp_path / "jobs.toml"
+    job = '[[job]]\nname = "cat"\n[[job]]\nname = "dog"\nimages = "nowhere"\n[[job]]\nname = "cow"\nfrom = "none.pt"\n'
+    file.write_text(toml(world, tmp_path / "out") + "\n" + job)
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "load", lambda *_: pytest.fail("a model is loaded"))
+        done = textinv("train", file, "--json")
+    assert done.code == 2 and not (tmp_path / "out").exists()
+    [error] = done.facts
+    assert "Job 'dog': folder in [images] is 'nowhere'" in error["message"]
+    assert "Job 'cow': from is 'none.pt'" in error["message"]
+
+
+def test_pictures_of_jobs_that_are_done_may_be_gone(textinv, world, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    save_picture(torch.rand(64, 64, 3), pictures / "a.png")
+    file = tmp_path / "jobs.toml"
+    common = toml(world, tmp_path) + "\n[train]\nsteps = 1\n"
+    cat = f'[[job]]\nname = "cat"\nimages = {json.dumps(str(pictures))}\n'
+    file.write_text(common + cat)
+    assert textinv("train", file).code == 0
+    (pictures / "a.png").unlink()
+    pictures.rmdir()
+    file.write_text(common + cat + '[[job]]\nname = "dog"\n')
+    assert textinv("train", file).code == 0
+
+
+@pytest.mark.long
+def test_processes_that_cannot_start_say_so_once(start, ended, world, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = ended(start("train", *world.flags, "--name", "cat", "--images", "nowhere", launcher=launcher))
+    assert done.err.count("--images is 'nowhere'") == 1
+    done = ended(start("train", *world.flags, "--name", "cat", "--images", tmp_path, launcher=launcher))
+    assert done.err.count("has no pictures") == 1
 
 
 def test_models_of_a_job_list_are_not_kept(nothing_loaded, monkeypatch, tmp_path):
@@ -370,7 +409,9 @@ def test_models_of_a_job_list_are_not_kept(nothing_loaded, monkeypatch, tmp_path
 def test_of_several_processes_the_first_tells_how_all_jobs_ended(textinv, tmp_path, world, monkeypatch, rank, tells):
     monkeypatch.setenv("RANK", rank)
     file = tmp_path / "jobs.toml"
-    job = '[[job]]\nname = "cat"\ntrain.steps = 1\n[[job]]\nname = "dog"\nimages = "nowhere"\n'
+    # What an earlier job may leave is looked for when it is a job's turn.
+    awaited = json.dumps(str(tmp_path / "dog-1.safetensors"))
+    job = f'[[job]]\nname = "cat"\ntrain.steps = 1\n[[job]]\nname = "dog"\nfrom = {awaited}\n'
     file.write_text(toml(world, tmp_path) + "\n" + job)
     done = textinv("train", file, "--json")
     assert done.code == 1
@@ -397,7 +438,8 @@ def test_a_job_that_the_launcher_ends_keeps_what_was_learnt(start, ended, world,
 def test_jobs_need_names_of_their_own_and_one_output(textinv, world, tmp_path):
     file = tmp_path / "jobs.toml"
     file.write_text(toml(world, tmp_path) + '\n[[job]]\nname = "cat"\n[[job]]\nname = "cat"\n')
-    assert "'cat'" in textinv("train", file).err
+    done = textinv("train", file)
+    assert done.code == 2 and "'cat'" in done.err
     file.write_text(toml(world, tmp_path) + '\n[[job]]\nname = "cat"\n[[job]]\nname = "dog"\noutput = "elsewhere"\n')
     done = textinv("train", file)
-    assert done.code == 1 and "elsewhere" in done.err
+    assert done.code == 2 and "elsewhere" in done.err

@@ -61,6 +61,8 @@ def test_reads_what_a1111_writes():
         ({"<cat>": torch.ones(1, 1280), "note": "a cat", 3: None}, {"clip_g"}),
         ({"string_to_param": {"*": torch.ones(1, 4096, dtype=torch.float16)}, "textinv.encoder": "llama"}, {"llama"}),
         ({"string_to_param": {"clip_l": torch.ones(1, 1280)}, "textinv.encoder": 5}, {"clip_l"}),
+        ({"clip_l": torch.ones(1, 768), "t5": torch.ones(1, 4096)}, {"clip_l", "t5xxl"}),  # OneTrainer
+        ([{"<cat>": torch.ones(1, 768)}, {"<cat>": torch.ones(1, 1280), "step": 7}], {"clip_l", "clip_g"}),
     ],
 )
 def test_other_dictionaries(data, keys):
@@ -79,6 +81,8 @@ def test_a_step_that_is_none_is_not_known(step):
     ("data", "says"),
     [
         ([torch.ones(1, 768)], "it holds a list"),
+        ([{"a": torch.ones(1, 768)}, {"b": torch.ones(1, 768)}], "it holds a list"),
+        ([{"a": torch.ones(1, 77)}, {"b": torch.tensor(1.0)}, {}, 3], "it holds a list"),
         (torch.ones(1, 768), "it holds a Tensor"),
         ({}, "no vectors"),
         ({320: (1, 2), "step": 7}, "no vectors"),  # a hypernetwork
@@ -90,7 +94,7 @@ def test_a_step_that_is_none_is_not_known(step):
         ({"*": torch.ones(1, 77)}, "width 77"),
         ({"*": torch.ones(1, 768, dtype=torch.int64)}, "torch.int64"),
         ({"*": torch.full((1, 768), float("nan"))}, "not finite"),
-        ({"*": torch.ones(1).expand(10**9, 768)}, "of shape [1000000000, 768], not vectors"),
+        ({"*": torch.ones(1).expand(10**9, 768)}, "its tensors would take 2929688 MiB, and 64 are the most"),
     ],
 )
 def test_other_contents_are_refused(data, says):

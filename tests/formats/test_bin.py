@@ -4,7 +4,7 @@ import torch
 from textinv_core import Embedding, load_embedding, save_embedding
 from textinv_core.errors import UserError
 from textinv_core.formats.limits import MAX_FILE_BYTES
-from textinv_core.formats.pickles import TENSOR_NAMES, load
+from textinv_core.formats.pickles import load
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_keys(tmp_path, widths, stored):
     path = tmp_path / "my_file.bin"
     vectors = {key: torch.randn(2, width) for key, width in widths.items()}
     save_embedding(Embedding("cat", vectors, 7, {"textinv.base_model": "abc"}), path)
-    assert load(path, TENSOR_NAMES, MAX_FILE_BYTES).keys() == stored
+    assert load(path, MAX_FILE_BYTES).keys() == stored
     after = load_embedding(path)
     assert (after.name, after.step, after.metadata) == ("my_file", None, {})
     assert all(torch.equal(after.vectors[key], vectors[key]) for key in vectors)

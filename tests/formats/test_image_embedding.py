@@ -3,6 +3,7 @@ import io
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image, PngImagePlugin, features
 
 from textinv_core import Embedding, load_embedding, save_embedding
 from textinv_core.errors import UserError
-from textinv_core.formats import image_embedding
+from textinv_core.formats import FORMATS, a1111, image_embedding, is_marked
+from textinv_core.formats.overlay import written_on
 
 PICTURE = torch.rand(64, 80, 3, generator=torch.Generator().manual_seed(0))
 EMBEDDING = Embedding("cat", {"clip_l": torch.tensor([[0.5, -1.0]])}, 7, {"textinv.sd_checkpoint": "81761151"})
@@ -76,7 +78,8 @@ def test_the_pixels_are_a1111s(saved):
     width = len(stripe) // (64 * 3)
     assert pixels.shape == (64, width + 1 + 80 + 1 + width, 3)
     assert not pixels[:, [width, width + 81]].any()
-    assert (pixels[:, width + 1 : width + 81] == (PICTURE * 255).round().numpy()).all()
+    picture = (PICTURE * 255).round().numpy().astype(np.uint8)
+    assert (pixels[:, width + 1 : width + 81] == written_on(picture, "<cat>", ("", "[81761151]", "1v 7s"))).all()
 
 
 @pytest.mark.parametrize("extra", range(7))
@@ -154,6 +157,37 @@ def test_lossless_webp(saved, tmp_path):
     check_holds(tmp_path / "cat.webp")
     with pytest.raises(UserError, match=r"only written to \.png"):
         save_embedding(EMBEDDING, tmp_path / "dog.webp", PICTURE)
+
+
+@pytest.mark.skipif(".avif" not in FORMATS, reason="this pillow reads no avif")
+def test_lossless_avif():
+    """Written by avifenc from the pixels alone."""
+    check_holds(Path(__file__).parents[1] / "recorded" / "embedding.avif")
+
+
+def test_lossless_jxl(saved, tmp_path):
+    pytest.importorskip("pillow_jxl", reason="pillow's plugin for jxl is not installed")
+    Image.open(saved).save(tmp_path / "cat.jxl", lossless=True)
+    check_holds(tmp_path / "cat.jxl")
+
+
+def test_a_mark_is_told_from_pixels(saved, tmp_path):
+    assert is_marked(saved)
+    Image.open(saved).save(tmp_path / "pixels.png")
+    assert not is_marked(tmp_path / "pixels.png")
+
+
+@pytest.mark.parametrize(
+    ("step", "facts", "below"),
+    [
+        (1500, {"textinv.sd_checkpoint_name": "v1-5", "textinv.sd_checkpoint": "8176"}, ("v1-5", "[8176]", "8v 1500s")),
+        (0, {"textinv.sd_checkpoint_name": "a\nb\x1b" + "c" * 200}, ("ab" + "c" * 96, "", "8v 0s")),
+        (None, {}, ("", "", "8v")),
+    ],
+)
+def test_what_stands_below(step, facts, below):
+    vectors = {"clip_l": torch.ones(8, 768), "clip_g": torch.ones(2, 1280)}
+    assert image_embedding.footers(Embedding("cat", vectors, step, facts)) == below
 
 
 def test_the_text_goes_first_and_gives_the_name(saved, tmp_path):
@@ -270,6 +304,7 @@ def encoded(vectors, **more):
         (encoded([[1e400] * 768]), "not finite"),
         (encoded([[1.0] * 77]), "width 77"),
         (encoded([]), "not vectors"),
+        (encoded([[]] * 10_000), "its text has more than 10000 lists"),
         ("", "holds no embedding that can be read"),
     ],
 )
@@ -289,6 +324,22 @@ def test_text_without_end_is_refused(tmp_path, monkeypatch):
         load_embedding(tmp_path / "cat.png")
 
 
+@pytest.mark.parametrize("rows", [1, 7, 63, 64, 1000])
+def test_it_does_not_matter_how_many_rows_are_looked_at_together(saved, tmp_path, monkeypatch, rows):
+    with_border(Image.open(saved)).convert("RGBA").save(tmp_path / "pixels.png")
+    monkeypatch.setattr(image_embedding, "ROWS", rows)
+    check_holds(tmp_path / "pixels.png")
+
+
+def test_75_vectors_of_t5_are_not_too_much_text(tmp_path):
+    """What embeddings have at most, with every digit a float32 can have."""
+    rows = torch.rand(75, 4096, generator=torch.Generator().manual_seed(0)) * -1e-5
+    text = image_embedding.to_json(a1111.to_data(Embedding("cat", {"t5xxl": rows}), "cat.png"))
+    with_text(tmp_path / "cat.png", base64.b64encode(text).decode())
+    assert torch.equal(load_embedding(tmp_path / "cat.png").vectors["t5xxl"], rows)
+    assert len(text) > 0.8 * image_embedding.MAX_JSON_BYTES
+
+
 def test_pixels_that_unpack_without_end_are_none(saved, tmp_path, monkeypatch):
     Image.open(saved).save(tmp_path / "pixels.png")
     monkeypatch.setattr(image_embedding, "MAX_JSON_BYTES", len(TEXT))
@@ -298,7 +349,7 @@ def test_pixels_that_unpack_without_end_are_none(saved, tmp_path, monkeypatch):
         load_embedding(tmp_path / "pixels.png")
 
 
-@pytest.mark.parametrize(("width", "height"), [(8000, 4001), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(("width", "height"), [(4000, 2501), (2**31 - 1, 2**31 - 1)])
 def test_too_many_pixels_are_not_decoded(tmp_path, width, height):
     file = io.BytesIO()
     Image.fromarray(grey()).save(file, "PNG")

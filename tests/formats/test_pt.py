@@ -1,6 +1,5 @@
 import io
 import pickle
-import re
 import zipfile
 from collections import OrderedDict
 
@@ -68,7 +67,8 @@ def test_a_view_is_saved_alone(tmp_path):
     "rows", [ROWS, torch.nn.Parameter(ROWS), ROWS.half(), ROWS.bfloat16(), ROWS.double(), ROWS.T.contiguous().T]
 )
 @pytest.mark.parametrize(
-    ("kind", "zipped"), [(dict, True), (dict, False), (OrderedDict, True), (torch.nn.ParameterDict, True)]
+    ("kind", "zipped"),
+    [(dict, True), (dict, False), (OrderedDict, True), (torch.nn.ParameterDict, True), (torch.nn.ParameterDict, False)],
 )
 def test_reads_what_torch_saved(tmp_path, zipped, rows, kind):
     terms = kind({"*": torch.nn.Parameter(rows) if kind is torch.nn.ParameterDict else rows})
@@ -88,7 +88,7 @@ def test_one_value_repeated_without_end_is_refused(tmp_path, zipped):
     shape = (10**7, 768)
     data = saved({"*": torch.ones(1).expand(shape)}, zipped)
     assert len(data) < 5000
-    with pytest.raises(UserError, match=re.escape(f"of shape {list(shape)}, not vectors")):
+    with pytest.raises(UserError, match="its tensors would take 29297 MiB, and 64 are the most"):
         read(tmp_path, data)
 
 

@@ -154,6 +154,40 @@ def test_other_keys_go_by_width(tmp_path, stored, width, key):
     assert load_embedding(tmp_path / "cat.safetensors").vectors[key].shape == (3, width)
 
 
+@pytest.mark.parametrize(("key", "width"), [("emp_params", 768), ("clip_l", 768), ("clip_g", 1280), ("t5", 4096)])
+def test_onetrainers_output_vectors_are_left_out_and_it_is_said(tmp_path, caplog, key, width):
+    save_file({key: torch.ones(2, width), f"{key}_out": torch.ones(3, width)}, tmp_path / "cat.safetensors")
+    [rows] = load_embedding(tmp_path / "cat.safetensors").vectors.values()
+    assert rows.shape == (2, width)
+    assert f"'cat.safetensors' is read without {key}_out: vectors that OneTrainer puts in after" in caplog.text
+
+
+def test_output_vectors_alone_are_refused(tmp_path):
+    save_file({"clip_l_out": torch.ones(2, 768), "t5_out": torch.ones(2, 4096)}, tmp_path / "cat.safetensors")
+    with pytest.raises(UserError, match=r"'cat.safetensors' holds only clip_l_out, t5_out: .*after the text encoder"):
+        load_embedding(tmp_path / "cat.safetensors")
+
+
+def test_a_word_that_ends_so_is_no_output_vector(tmp_path):
+    save_file({"cat_out": torch.ones(2, 768)}, tmp_path / "cat.safetensors")
+    assert load_embedding(tmp_path / "cat.safetensors").vectors["clip_l"].shape == (2, 768)
+
+
+def test_onetrainers_t5_is_t5xxl(tmp_path):
+    vectors = {"clip_l": torch.randn(2, 768), "t5": torch.randn(2, 4096)}
+    save_file(vectors, tmp_path / "cat.safetensors")
+    after = load_embedding(tmp_path / "cat.safetensors").vectors
+    assert after.keys() == {"clip_l", "t5xxl"} and torch.equal(after["t5xxl"], vectors["t5"])
+    save_file(vectors | {"t5xxl": torch.ones(2, 4096)}, tmp_path / "cat.safetensors")
+    with pytest.raises(UserError, match="twice, as 't5' and as 't5xxl'"):
+        load_embedding(tmp_path / "cat.safetensors")
+
+
+def test_our_own_t5_stays_what_it_is(tmp_path):
+    save_embedding(embedding(t5=8, t5_out=8), tmp_path / "cat.safetensors")
+    assert load_embedding(tmp_path / "cat.safetensors").vectors.keys() == {"t5", "t5_out"}
+
+
 def test_an_encoder_key_wins_over_the_width(tmp_path):
     save_file({"llama": torch.ones(1, 4096)}, tmp_path / "cat.safetensors")
     assert load_embedding(tmp_path / "cat.safetensors").vectors.keys() == {"llama"}
@@ -225,6 +259,22 @@ def with_header(header):
 def test_damaged_files_are_named(tmp_path, data):
     (tmp_path / "cat.safetensors").write_bytes(data)
     with pytest.raises(UserError, match=r"'cat.safetensors' cannot be read as safetensors"):
+        load_embedding(tmp_path / "cat.safetensors")
+
+
+def test_a_header_is_not_parsed_that_is_too_long(tmp_path):
+    (tmp_path / "cat.safetensors").write_bytes(struct.pack("<Q", 2**23 + 1) + b"{" * 2**23)
+    with pytest.raises(UserError, match=r"its header would have 8 MiB, and 8 are the most"):
+        load_embedding(tmp_path / "cat.safetensors")
+
+
+def test_no_tensor_is_made_where_all_are_too_many(tmp_path, monkeypatch):
+    small = torch.zeros(2**12, 2**11, dtype=torch.float8_e4m3fn)  # 8 MiB, 32 as float32
+    save_file({"clip_l": small, "clip_g": small.clone()}, tmp_path / "cat.safetensors")
+    assert load_embedding(tmp_path / "cat.safetensors").vectors["clip_l"].shape == small.shape
+    save_file({"clip_l": small, "clip_g": small.clone(), "t5xxl": torch.ones(1)}, tmp_path / "cat.safetensors")
+    monkeypatch.setattr("textinv_core.formats.safetensors.vectors_of", None)
+    with pytest.raises(UserError, match=r"its tensors would take 64 MiB, and 64 are the most"):
         load_embedding(tmp_path / "cat.safetensors")
 
 

@@ -69,6 +69,7 @@ def saved_step(server, name: str) -> int | None:
     [
         ({"learning_rate": "0.01:5, fast"}, "'fast' cannot be read"),
         ({"learning_rate": ""}, "learning rate is empty"),
+        ({"learning_rate": "0"}, "Nothing would be learnt"),
         ({"template": "custom", "custom_template": " "}, "custom template has no lines"),
         ({"template": "custom", "custom_template": "a photo"}, "does not say \\[name\\]"),
         ({"template": "custom"}, "custom template has no lines"),

@@ -13,7 +13,9 @@ from textinv_core.embedding import Embedding  # noqa: E402
 from textinv_core.errors import UserError  # noqa: E402
 from textinv_core.hosts.base import Sampling  # noqa: E402
 from textinv_core.hosts.diffusers import Condition, PipelineHost, load  # noqa: E402
+from textinv_core.picture import Picture  # noqa: E402
 from textinv_core.training.examples import Example  # noqa: E402
+from textinv_core.training.learn import Preview, learn  # noqa: E402
 from textinv_core.training.objective import prediction_loss  # noqa: E402
 from textinv_core.training.settings import TrainSettings  # noqa: E402
 
@@ -238,6 +240,24 @@ def test_other_embeddings(sd, caplog):
         [ours] = encode(sd, ["a embedding:unknown"])
     assert "'unknown'" in caplog.text
     assert close_conditions(ours, encode(sd, ["a"])[0])
+
+
+def test_a_name_that_is_not_loaded_is_told_of_once(sdxl, caplog, tmp_path):
+    host = sdxl.knowing([])
+    picture = [Picture(torch.rand(16, 16, 3), torch.ones(16, 16), "", "0")]
+    settings = TrainSettings(template=("embedding:missing [name]", "[name] embedding:missing"), steps=3, batch_size=2)
+    with caplog.at_level(logging.WARNING, "textinv"):
+        list(
+            learn(
+                host,
+                picture,
+                host.create_embedding("my-dog", "a embedding:missing", 1),
+                settings,
+                tmp_path,
+                preview=Preview(steps=1),
+            )
+        )
+    assert caplog.text.count("'missing'") == 1
 
 
 def test_windows_follow_one_another(sd):

@@ -2,6 +2,9 @@
 
 import pytest
 
+from textinv_core.image_settings import SIDES
+from textinv_core.training.settings import RANGES
+
 # Node id -> inputs and outputs, in order: `id: TYPE`, `?` where optional, `[]` for lists. Once landed, these stay.
 SCHEMAS = {
     "TextInvLoadImages": (
@@ -62,6 +65,14 @@ def test_inputs_and_outputs(schemas, node_id):
     inputs = ", ".join(f"{i.id}: {i.io_type}{'?' if i.optional else ''}" for i in schema.inputs)
     outputs = ", ".join(f"{o.id}: {o.io_type}{'[]' if o.is_output_list else ''}" for o in schema.outputs)
     assert (inputs, outputs) == SCHEMAS[node_id]
+
+
+def test_numbers_can_be_what_the_core_takes(schemas):
+    inputs = {each.id: each for each in schemas["TextInvTrainEmbedding"].inputs}
+    assert {name: (inputs[name].min, inputs[name].max) for name in RANGES} == RANGES
+    for side in ("width", "height"):
+        [size] = (each for each in schemas["TextInvPreprocess"].inputs if each.id == side)
+        assert SIDES[0] <= size.min and size.max == SIDES[1]
 
 
 @pytest.mark.parametrize(("node_id", "input_id"), OPTIONS)

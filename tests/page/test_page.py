@@ -103,3 +103,24 @@ def test_page_speaks_chinese(open_page, server, our_nodes):
 
 def test_log_has_no_complaint_about_the_pack(server):
     assert not re.search(r"(?i)(error|warning|failed).*textinv", server.log_text())
+
+
+def test_a_new_embedding_is_listed_after_refreshing_and_the_chosen_one_stays(page, either_nodes, server):
+    """A workflow keeps the file it names, in the list or not; R, the host's own refresh, brings new files."""
+    folder = server.base / "models" / "embeddings"
+    first, second = f"{either_nodes}-a.pt", f"{either_nodes}-b.safetensors"
+    (folder / first).touch()
+    page.evaluate("app.refreshComboInNodes()")
+    page.evaluate(ADD_ALL, ["TextInvLoadEmbedding", "TextInvLoadEmbedding"])
+    page.evaluate("app.graph.nodes[0].widgets[0].value = 'not-there.safetensors'")
+    page.evaluate(OPEN, page.evaluate("() => app.graph.serialize()"))
+    wait_until_drawn(page, either_nodes)
+    chosen = page.evaluate(VALUES)
+    assert chosen[0] == ["TextInvLoadEmbedding", [["name", "not-there.safetensors"]]]
+    assert second not in page.evaluate("app.graph.nodes[1].widgets[0].options.values")
+
+    (folder / second).touch()
+    page.locator("#graph-canvas").press("r")
+    page.wait_for_function("name => app.graph.nodes[1].widgets[0].options.values.includes(name)", arg=second)
+    assert first in page.evaluate("app.graph.nodes[1].widgets[0].options.values")
+    assert page.evaluate(VALUES) == chosen

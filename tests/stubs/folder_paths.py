@@ -7,6 +7,7 @@ output_directory = "output"
 # Kind of model -> (folders, extensions), as in the host.
 folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {
     "embeddings": (["models/embeddings"], {".pt", ".bin", ".safetensors"}),
+    "loras": (["models/loras"], {".pt", ".bin", ".safetensors"}),
 }
 
 
@@ -32,16 +33,15 @@ def get_folder_paths(folder_name: str) -> list[str]:
     return list(folder_names_and_paths[folder_name][0])
 
 
+def recursive_search(directory: str) -> tuple[list[str], dict[str, float]]:
+    found = [(parent, name) for parent, _, names in os.walk(directory, followlinks=True) for name in names]
+    return [os.path.relpath(os.path.join(parent, name), directory) for parent, name in found], {}
+
+
 def get_filename_list(folder_name: str) -> list[str]:
     folders, extensions = folder_names_and_paths[folder_name]
-    found = {
-        os.path.relpath(os.path.join(parent, name), folder)
-        for folder in folders
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if not extensions or os.path.splitext(name)[1].lower() in extensions
-    }
-    return sorted(found)
+    files = {file for folder in folders for file in recursive_search(folder)[0]}
+    return sorted(file for file in files if not extensions or os.path.splitext(file)[1].lower() in extensions)
 
 
 def get_full_path(folder_name: str, filename: str) -> str | None:

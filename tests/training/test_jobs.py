@@ -12,7 +12,7 @@ from textinv_core.devices import in_words
 from textinv_core.errors import UserError
 from textinv_core.files import write_atomically
 from textinv_core.training import jobs as module
-from textinv_core.training.jobs import Job, Outcome, run_jobs
+from textinv_core.training.jobs import Job, Outcome, is_done, run_jobs
 from textinv_core.training.training import TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,14 @@ def test_what_is_done_with_the_same_settings_is_not_done_again(tmp_path):
         "fox": "done",
     }
     assert runner.ran == ["fox"]
+
+
+def test_whether_a_job_is_done_can_be_asked(tmp_path):
+    (cat, dog), (changed,) = jobs("cat", "dog", lines=("a", "b")), jobs("cat", lines=("a",))
+    assert not is_done(cat, tmp_path / "cat")
+    run_jobs([cat, dog], tmp_path, Runner(dog=UserError("No dogs.")))
+    assert is_done(cat, tmp_path / "cat")
+    assert not is_done(dog, tmp_path / "dog") and not is_done(changed, tmp_path / "cat")
 
 
 def test_changed_settings_are_run_again(tmp_path):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from textinv_core.errors import SettingError
 from textinv_core.training.settings import TrainSettings
 
 
@@ -10,11 +11,15 @@ from textinv_core.training.settings import TrainSettings
     [
         {"template": ()},
         {"steps": 0},
+        {"steps": 10**21},
         {"batch_size": 0},
+        {"batch_size": 100_000},
+        {"gradient_accumulation": 100_000},
         {"gradient_accumulation": 0},
         {"gradient_clipping": "on"},
         {"clip_at": 0.0},
         {"clip_at": math.nan},
+        {"clip_at": math.inf},
         {"min_timestep": -1},
         {"min_timestep": 1000},
         {"max_timestep": 1001},
@@ -33,7 +38,7 @@ def test_settings_out_of_range_are_refused_by_name(bad):
 
 
 def test_an_empty_range_of_timesteps_is_refused():
-    with pytest.raises(ValueError, match="min_timestep cannot be 500"):
+    with pytest.raises(SettingError, match="min_timestep cannot be 500 with max_timestep 500"):
         TrainSettings(("[name]",), min_timestep=500, max_timestep=500)
 
 

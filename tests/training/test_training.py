@@ -185,6 +185,19 @@ def test_shuffling_changes_no_noise_timestep_prompt_or_picture():
             assert all(torch.equal(x, y) for x, y in zip(a.latents, b.latents, strict=True))
 
 
+def test_a_batch_larger_than_there_are_pictures_has_all_of_them_and_that_is_said_once(caplog):
+    def warnings(batch_size):
+        caplog.clear()
+        model = FakeModel()
+        list(train(model, fake_examples(3), fake_embedding(), settings(2, batch_size=batch_size)))
+        assert {len(call.prompts) for call in model.calls} == {3}
+        return [record.getMessage() for record in caplog.records if "batches of" in record.getMessage()]
+
+    assert warnings(3) == []
+    [warning] = warnings(8)
+    assert "batches of 8 pictures" in warning and "there are 3" in warning
+
+
 def test_lines_change_no_noise_and_no_picture_order():
     models = [FakeModel(), FakeModel()]
     for model, lines in zip(models, (LINES, LINES[:1]), strict=True):

@@ -2,21 +2,34 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from .output import AsJson, Report, failing
+from ..errors import UserError
+from .output import USAGE, AsJson, Report, failing
+from .paths import check_file
+
+if TYPE_CHECKING:
+    from ..embedding import Embedding
 
 
 def convert(
-    file: Annotated[Path, Parameter(help="The embedding to read: .safetensors, .pt, .bin, or a picture.")],
+    file: Annotated[
+        Path, Parameter(help="The embedding to read: .safetensors, .pt, .bin, a picture, or a LoRA with one.")
+    ],
     out: Annotated[Path, Parameter(help="The file to write; its ending says of which kind.")],
     /,
     *,
+    name: Annotated[
+        str | None, Parameter(help="Of several embeddings that a LoRA brings along, the one to write.")
+    ] = None,
     picture: Annotated[
         Path | None,
-        Parameter(help="For .png: the picture to keep the embedding in, best with 64 or more pixels a side."),
+        Parameter(
+            help="For .png: the picture to keep the embedding in, with its name and steps written on it; best with 64 "
+            "or more pixels a side."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, Parameter(negative=(), show_default=False, help="Replace a file that is there.")
@@ -32,17 +45,37 @@ def convert(
 
         textinv convert my-cat.safetensors my-cat.png --picture cat.jpg
 
+        textinv convert lora.safetensors my-cat.safetensors --name "<my-cat>"
+
     The new embedding is called after its file, as prompts will find it.
     """
     report = Report(as_json)
+    with failing(report, USAGE):
+        check_file("FILE", file)
+        if not out.parent.is_dir():
+            raise UserError(f"There is no folder {str(out.parent)!r} to write {out.name!r} into. Make it first.")
+        if picture:
+            check_file("picture", picture)
     with failing(report):
         from ..embedding import check_name
-        from ..formats import load_embedding, save_embedding
+        from ..formats import PICTURES, keeps_facts, load_embedding, save_embedding
         from ..images import load_image
 
         if out.exists() and not overwrite:
             raise FileExistsError(f"There is a file {out} already. Give another name, or --overwrite to replace it.")
-        embedding = replace(load_embedding(file), name=check_name(out.stem))
+        embedding = replace(load_embedding(file, name), name=check_name(out.stem))
         save_embedding(embedding, out, load_image(picture)[0] if picture else None)
-        report.facts(event="saved", path=str(out), name=embedding.name, step=embedding.step)
+        lost = [] if keeps_facts(embedding, out) else _facts(embedding)
+        report.facts(
+            event="saved", path=str(out), name=embedding.name, step=embedding.step, **({"lost": lost} if lost else {})
+        )
         report.say(f"{file} -> {out} ({embedding.shapes})")
+        if lost:
+            report.warn(f"This kind of file has no place for {', '.join(lost)}; keep {file} for them.")
+        if picture and not out.name.lower().endswith(PICTURES):
+            report.warn(f"The picture {picture} was not used: {out.suffix} files hold none.")
+
+
+def _facts(embedding: "Embedding") -> list[str]:
+    """What is known of an embedding besides its vectors: `step`, and the names of other facts."""
+    return ["step"] * (embedding.step is not None) + sorted(embedding.metadata)

@@ -1,10 +1,13 @@
 """`textinv demo`: the whole of it, on a small model and eight pictures that come along."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ..errors import UserError
 from ..image_settings import ImageSettings
 from ..prompts import TEMPLATES
 from ..shuffle import ShuffleConfig
@@ -45,6 +48,11 @@ def demo(
     """
     report = Report(as_json)
     with failing(report), logging_to_stderr():
+        if not WORLD.is_dir():
+            raise UserError(
+                "The demo's model is not here: releases of the node pack leave it out. Install textinv from a clone of "
+                "its repository, as its README says."
+            )
         paths = run(WORLD, out, report)
         report.facts(event="done", **{name: str(path) for name, path in paths.items()})
         report.say(f"The embedding: {paths['embedding']}")
@@ -52,6 +60,21 @@ def demo(
         report.say(f"Open {paths['picture']} to see what it has learnt.")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute with one thread: how many there are decides about rounding, and a hundred steps later about
+    what is drawn. So small a model is no slower for it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def run(world: Path, out: Path, report: Report, settings: TrainSettings = SETTINGS) -> dict[str, Path]:
     """Train on `world` and leave the files in `out`.
 
@@ -79,7 +102,7 @@ def run(world: Path, out: Path, report: Report, settings: TrainSettings = SETTIN
         device="cpu",
         output=out,
     )
-    trained = train_one(plan, report)
+    trained = train_one(plan, load_pictures(plan.images), report)
 
     host = load_model(plan.model, plan.model_config, plan.device, plan.precision)
 

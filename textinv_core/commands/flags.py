@@ -7,7 +7,7 @@ from cyclopts import Group, Parameter
 from typing_extensions import TypedDict  # Python's own does not say before 3.11 which keys may be absent
 
 from ..described import description
-from .output import whole_number
+from .output import flag, number, whole_number
 from .settings_file import KINDS, TABLES
 
 PANELS = {
@@ -16,13 +16,13 @@ PANELS = {
     "train": Group("Training: the table train of a settings file", sort_key=3),
     "shuffle": Group("Shuffling of vectors: the table shuffle of a settings file", sort_key=4),
 }
-# The flags that are not called after their setting.
-NAMES = {("images", "folder"): "--images", ("shuffle", "mode"): "--shuffle", ("shuffle", "per"): "--shuffle-per"}
 
 
 def _help(text: str, default: Any) -> str:
     """What is said of a setting, and its default, where that says something."""
-    if default in (MISSING, None, ()) or not str(default).strip() or isinstance(default, bool):
+    if default is MISSING:
+        return f"{text} Required, here or in the settings file."
+    if default in (None, ()) or not str(default).strip() or isinstance(default, bool):
         return text + (" On unless switched off." if default is True else "")
     return f"{text} Default: {', '.join(default) if isinstance(default, tuple) else default}"
 
@@ -35,11 +35,11 @@ def flags_of(table: str) -> dict[str, Any]:
         key: Annotated[
             kind,
             Parameter(
-                name=NAMES.get((table, key), "--" + key.replace("_", "-")),
+                name=flag(key),
                 help=_help(description(cls, settings[key].name), settings[key].default),
                 group=PANELS[table],
                 allow_leading_hyphen=str in (kind, *get_args(kind)),  # a text may be any text
-                converter=whole_number if kind is int else None,
+                converter={int: whole_number, float: number}.get(kind),
             ),
         ]
         for key, kind in KINDS[table].items()

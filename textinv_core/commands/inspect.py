@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from .output import AsJson, Report, Whole, failing
+from .output import USAGE, AsJson, Report, Whole, failing
+from .paths import check_file, check_model
 
 if TYPE_CHECKING:
     from ..embedding import Embedding
 
 
 def inspect(
-    file: Annotated[Path, Parameter(help="An embedding: .safetensors, .pt, .bin, or a picture with one in it.")],
+    file: Annotated[
+        Path, Parameter(help="An embedding: .safetensors, .pt, .bin, a picture with one in it, or a LoRA.")
+    ],
     /,
     *,
+    name: Annotated[
+        str | None, Parameter(help="Of several embeddings that a LoRA brings along, the one to show.")
+    ] = None,
     model: Annotated[
         Path | None, Parameter(help="The model it is for, to compare it with the words that model knows.")
     ] = None,
@@ -36,10 +42,14 @@ def inspect(
     crowd out the rest of a prompt. The nearest words, with their similarity from -1 to 1, are seldom telling.
     """
     report = Report(as_json)
+    with failing(report, USAGE):
+        check_file("FILE", file)
+        if model:
+            check_model(model, model_config)
     with failing(report):
         from ..formats import load_embedding
 
-        embedding = load_embedding(file)
+        embedding = load_embedding(file, name)
         nearest = {}
         if model:
             from .inputs import load_model

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 from typing_extensions import Doc
 
-from ..errors import UserError
+from ..embedding import check_name
+from ..errors import SettingError, check_choice
 from ..hosts.precision import PRECISIONS
 from ..image_settings import ImageSettings
-from ..schedule import LearningRateSchedule
+from ..schedule import training_rates
 from ..shuffle import ShuffleConfig
 from ..training.presets import PRESETS
 from ..training.settings import TrainSettings
+from .paths import check_file, check_folder, check_model, check_output
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Plan:
     name: Annotated[
         str,
         Doc(
-            "What prompts will call the embedding: embedding:NAME. Letters, digits, _ and - only. With --from it can "
-            "stay as it is there."
+            "What prompts will call the embedding: embedding:NAME. Letters, digits, _ and - only. Required, but with "
+            "--from it can stay as it is there."
         ),
     ] = ""
     init_text: Annotated[
@@ -104,40 +106,49 @@ class Plan:
     plot: Annotated[bool, Doc("Also leave a picture of the losses, loss.png, in the run's folder.")] = False
 
     def __post_init__(self):
-        from ..embedding import check_name
-
         if not self.name and not self.from_:
-            raise UserError("The embedding has no name. Give one with --name, or `name` in the settings file.")
+            raise SettingError(
+                lambda name: f"The embedding has no name. Give one with {name('name')}, or `name` in a settings file."
+            )
         if self.name:
             check_name(self.name)
-        LearningRateSchedule(self.train.learning_rate, self.train.steps)  # says what is wrong before a model is loaded
+        training_rates(self.train.learning_rate, self.train.steps)  # says what is wrong before a model is loaded
         if not 0 <= self.vectors <= 75:
-            raise UserError(
-                "An embedding can take up 1 to 75 tokens of a prompt, or with 0 as many as its init text has; "
-                f"vectors is {self.vectors}."
+            raise SettingError(
+                lambda name: (
+                    "An embedding can take up 1 to 75 tokens of a prompt, or with 0 as many as its init text has; "
+                    f"{name('vectors')} is {self.vectors}."
+                )
             )
-        if self.precision not in PRECISIONS:
-            raise UserError(f"There is no precision {self.precision!r}; there are {', '.join(PRECISIONS)}.")
+        if not self.vectors and not self.init_text.strip() and not self.from_:
+            raise SettingError(
+                lambda name: (
+                    f"With {name('vectors')} 0 the init text decides how many there are, so {name('init_text')} "
+                    "cannot be empty."
+                )
+            )
+        check_choice("precision", self.precision, PRECISIONS)
         if self.images.captions == "none" and any("[filewords]" in line for line in self.train.template):
-            raise UserError(
-                "This template has [filewords], and captions are none. Choose another template, or captions auto."
+            raise SettingError(
+                lambda name: (
+                    f"This template has [filewords], and {name('captions')} is none. Choose another "
+                    f"{name('template')}, or auto."
+                )
             )
 
 
 def check_paths(plan: Plan) -> None:
-    """Raise UserError, naming the flag, for a file or folder that is not there.
+    """Raise UserError, naming the setting, for a file or folder that is not there or cannot be what it is for, and for
+    an output that cannot be written.
 
     No part of a Plan's own checks: a job's may come while others are trained.
     """
-    for flag, path, what, is_there in (
-        ("--model", plan.model, "file or folder", Path.exists),
-        ("--model-config", plan.model_config, "folder", Path.is_dir),
-        ("--from", plan.from_, "file", Path.is_file),
-        *(("--embedding", path, "file", Path.is_file) for path in plan.embedding),
-        ("--images", plan.images.folder, "folder", Path.is_dir),
-    ):
-        if path is not None and not is_there(path):
-            raise UserError(f"{flag} is {str(path)!r}, and there is no such {what}.")
+    check_model(plan.model, plan.model_config)
+    for setting, files in (("from", [plan.from_]), ("embedding", plan.embedding)):
+        for file in filter(None, files):
+            check_file(setting, file)
+    check_folder("folder", plan.images.folder)
+    check_output("output", plan.output, f"textual_inversion/{plan.name}")
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:

@@ -1,23 +1,35 @@
 """Settings files: TOML with one table for each group of settings, and jobs that add to what is common."""
 
-import difflib
+import re
 import reprlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..errors import UserError
+from ..errors import SettingError, UserError, check_choice, did_you_mean
 from ..image_settings import ImageSettings
-from ..prompts import template_lines
+from ..prompts import TEMPLATES, template_lines
 from ..shuffle import ShuffleConfig
 from ..training.presets import PRESETS
 from ..training.settings import TrainSettings
+from .output import FLAGS, flag, without_comma
 from .plan import Plan
 
 MAX_FILE_BYTES = 1024 * 1024
+DECIMAL_COMMA = re.compile(r"^[^#\"']*=[ \t]*(\d+,\d+)[ \t]*(?:#.*)?$", re.MULTILINE)
+# A key of many parts takes its reader time and memory by their square, 50,000 of them 9 GB. What stands in texts and
+# comments is not meant; one that nothing closes goes to the end.
+TEXTS = re.compile(
+    r'''"""(?:[^"\\]|\\.|"(?!""))*(?:"""|\Z)|"(?:[^"\\\n]|\\[^\n])*"?|#[^\n]*'''
+    r"""|'''.*?(?:'''|\Z)|'[^'\n]*'?""",
+    re.DOTALL,
+)
+MANY_PARTS = re.compile(r"(?<![\w'-])(?:[\w-]+|'')(?:[ \t]*\.[ \t]*(?:[\w-]+|'')){32}", re.ASCII)
 
 # What a file's tables become; "" is its top.
 TABLES: dict[str, Any] = {"": Plan, "images": ImageSettings, "train": TrainSettings, "shuffle": ShuffleConfig}
@@ -42,17 +54,28 @@ KINDS = {table: _kinds(cls) for table, cls in TABLES.items()}
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """A settings file's tables. Raises UserError for more than 1 MiB and what is no TOML, OSError without a file."""
+    """A settings file's tables. Raises UserError where there is none, for more than 1 MiB and for what is no TOML."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UserError(f"{path.name!r} has more than 1 MiB, which no settings need. Is it the right file?")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path.name!r} cannot be read as TOML: {error}.") from None
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)  # a device has no size, and a pipe none yet
+    except OSError as error:
+        raise UserError(f"The settings file {str(path)!r} cannot be read: {error.strerror or error}.") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise UserError(f"{path.name!r} has more than 1 MiB, which no settings need. Is it the right file?")
+    text = ""
+    try:
+        text = data.decode("utf-8-sig")  # Windows' editors write a byte order mark
+        if MANY_PARTS.search(TEXTS.sub("''", text)):
+            raise ValueError("it has a key of more than 32 parts, and no setting has more than two")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; an integer may be too long
+        comma = DECIMAL_COMMA.search(text)
+        hint = without_comma(comma[1]) if comma else ""
+        raise UserError(f"{path.name!r} cannot be read as TOML: {error}.{hint}") from None
 
 
 def plans(tables: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[list[Plan], bool]:
@@ -61,7 +84,8 @@ def plans(tables: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[list[Pla
     tables: the file's. flags: laid out like them; what they say wins, and over each job too.
 
     Raises UserError for keys that mean nothing, naming the nearest that do, values of the wrong kind or out of range,
-    and whatever is missing.
+    and whatever is missing; for jobs also where they share a name, or not the output folder. A job's own message begins
+    with which it is.
     """
     jobs = tables.get("job", [])
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
@@ -69,7 +93,42 @@ def plans(tables: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[list[Pla
     common = _checked({key: value for key, value in tables.items() if key != "job"})
     if not jobs:
         return [_plan(_merged(common, flags))], False
-    return [_plan(_merged(_merged(common, _checked(job)), flags)) for job in jobs], True
+    todo = [_job(number, common, job, flags) for number, job in enumerate(jobs, 1)]
+    if unnamed := [number for number, plan in enumerate(todo, 1) if not plan.name]:
+        raise UserError(f"Job {unnamed[0]} has no name; each needs one of its own.")
+    # Some file systems do not tell `Cat` from `cat`.
+    if again := [name for name, times in Counter(plan.name.lower() for plan in todo).items() if times > 1]:
+        raise UserError(f"Several jobs are called {again[0]!r}. Give each a name of its own; it is its folder's too.")
+    if len(outputs := {plan.output for plan in todo}) > 1:
+        raise UserError(f"All jobs share one output folder; these have {', '.join(sorted(map(str, outputs)))}.")
+    return todo, True
+
+
+def _job(number: int, common: Mapping[str, Any], job: Mapping[str, Any], flags: Mapping[str, Any]) -> Plan:
+    try:
+        return _plan(_merged(_merged(common, _checked(job)), flags))
+    except UserError as error:
+        raise of_job(f"{number} ({job['name']!r})" if "name" in job else f"{number}", error) from None
+
+
+def of_job(which: str, error: UserError) -> SettingError:
+    """`error`, saying which job it is about."""
+    sentence = error.sentence if isinstance(error, SettingError) else lambda _: str(error)
+    return SettingError(lambda name: f"Job {which}: {sentence(name)}")
+
+
+def called(setting: str, tables: Mapping[str, Any], flags: Mapping[str, Any]) -> str:
+    """What to call a setting in messages: by its key where only the file, `tables`, has it, else by its flag."""
+    key = setting.rstrip("_")
+    home = next(table for table, keys in KINDS.items() if key in keys)
+
+    def has_it(given: Mapping[str, Any]) -> bool:
+        within = given.get(home, {}) if home else given
+        return isinstance(within, str) or key in within  # `images = "cats"` is a text
+
+    by_flag = has_it(flags)
+    in_file = has_it(tables) or any(map(has_it, tables.get("job", [])))
+    return flag(key) if by_flag or not in_file else f"{key} in [{home}]" if home else key
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,9 +150,11 @@ def _checked(tables: Mapping[str, Any]) -> dict[str, Any]:
             within[key] = convert(_in_full(table, key, value), KINDS[table][key], dec_hook=lambda kind, x: kind(x))
         except ValidationError:
             wanted = IN_WORDS.get(KINDS[table][key], "a text or a list of texts")
+            hint = without_comma(value) if isinstance(value, str) and KINDS[table][key] in (int, float) else ""
             # Shortened, because a table in tables in tables ... has a repr without end.
             value = reprlib.repr(value)
-            raise UserError(f"The settings file says {_place(table, key)} is {value}; it must be {wanted}.") from None
+            wanted = f"it must be {wanted}.{hint}"
+            raise UserError(f"The settings file says {_place(table, key)} is {value}; {wanted}") from None
     return checked
 
 
@@ -102,11 +163,16 @@ def _flat(tables: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         if key == "images" and isinstance(value, str):
             yield "images", "folder", value
         elif not key or key not in TABLES:
+            if isinstance(value, dict) and key not in KINDS[""]:
+                raise UserError(_unknown_table(key))
             yield "", key, value
         elif isinstance(value, dict):
             yield from ((key, inner, each) for inner, each in value.items())
         else:
-            raise UserError(f"{key!r} is a table: write [{key}], and its settings on the lines below.")
+            raise UserError(
+                f"The settings file says {key!r} is {reprlib.repr(value)}, but {key!r} is a table: write "
+                f"[{key}], and its settings, such as {next(iter(KINDS[key]))}, on the lines below."
+            )
 
 
 def _in_full(table: str, key: str, value: Any) -> Any:
@@ -120,17 +186,34 @@ def _place(table: str, key: str) -> str:
     return f"{key!r} in [{table}]" if table else f"{key!r}"
 
 
+def _unknown_table(table: str) -> str:
+    known = [*filter(None, TABLES), "job"]
+    tables = ", ".join(f"[{each}]" for each in known[:-1])
+    return (
+        f"The settings file has a table [{table}], which means nothing. There are {tables} and [[job]]."
+        f"{did_you_mean(table, known)}"
+    )
+
+
 def _unknown(table: str, key: str) -> str:
-    """What to say of a key that means nothing: the same key elsewhere, or one that looks alike, here if possible."""
-    elsewhere = [other for other, keys in KINDS.items() if key in keys]
+    """What to say of a key that means nothing: the one that a flag of this name is for, the same key elsewhere, or one
+    that looks alike, here if possible."""
+    flags = {name.lstrip("-").replace("-", "_"): setting for setting, name in FLAGS.items()}
     everywhere = {each: other for other, keys in KINDS.items() for each in keys}
-    everywhere |= dict.fromkeys([*filter(None, TABLES), "job"], "")
-    if elsewhere:
-        advice = f"It belongs into [{elsewhere[0]}]." if elsewhere[0] else "It belongs to the top, before all tables."
-    elif near := difflib.get_close_matches(key, KINDS[table], 1):
-        advice = f"Did you mean {near[0]!r}?"
-    elif near := difflib.get_close_matches(key, everywhere, 1):
+    in_python = key.replace("-", "_")
+    meant = flags.get(in_python, in_python)
+    if meant != key and meant in KINDS[table]:
+        advice = f"Did you mean {meant!r}?"
+    elif meant in everywhere:
+        other = everywhere[meant]
+        advice = f"It belongs into [{other}]" if other else "It belongs to the top, before all tables"
+        advice += f", as {meant!r}." if meant != key else "."
+    elif guess := did_you_mean(key, KINDS[table]):
+        advice = guess.strip()
+    elif near := get_close_matches(key, everywhere, 1):
         advice = f"Did you mean {_place(everywhere[near[0]], near[0])}?"
+    elif not table and (guess := did_you_mean(key, filter(None, TABLES))):
+        advice = guess.strip()
     else:
         advice = f"There are {', '.join(KINDS[table])}."
     return f"The settings file says {_place(table, key)}, which means nothing. {advice}"
@@ -138,19 +221,16 @@ def _unknown(table: str, key: str) -> str:
 
 def _plan(settings: dict[str, Any]) -> Plan:
     """Settings laid out as in a file -> a plan, with the template's lines in its TrainSettings."""
-    preset = settings.get("preset", "")
-    if preset and preset not in PRESETS:
-        raise UserError(f"There is no preset {preset!r}; there are {' and '.join(PRESETS)}.")
+    if preset := settings.get("preset", ""):
+        check_choice("preset", preset, PRESETS)
     settings = _merged(_checked(PRESETS.get(preset, {})), settings)
     images, train, shuffle = (settings.pop(table, {}) for table in ("images", "train", "shuffle"))
-    for given, flag, what in (
-        (settings.get("model"), "model", "model to learn on"),
-        (images.get("folder"), "images", "folder of pictures"),
-    ):
-        if not given:
-            raise UserError(f"There is no {what}. Give one with --{flag}, or `{flag}` in the settings file.")
+    if not settings.get("model"):
+        raise _missing("model", "model", "model to learn on")
+    if not images.get("folder"):
+        raise _missing("folder", "images", "folder of pictures")
     settings["from_"] = settings.pop("from", None)
-    template = settings.pop("template", None) or Plan.template
+    template = settings.pop("template", Plan.template)
     return Plan(
         **settings,
         template=template,
@@ -160,7 +240,25 @@ def _plan(settings: dict[str, Any]) -> Plan:
     )
 
 
+def _missing(setting: str, key: str, what: str) -> SettingError:
+    return SettingError(
+        lambda name: f"There is no {what}. Give one with {name(setting)}, or `{key}` in a settings file."
+    )
+
+
 def _lines(template: tuple[str, ...]) -> tuple[str, ...]:
     """The prompts that a template's name, or lines of one's own, stand for."""
-    [first, *more] = template
-    return template_lines("custom", "\n".join(template)) if more or "[name]" in first else template_lines(first)
+    if not template:
+        raise SettingError(lambda name: f"{name('template')} is empty. Leave it out, or give it a line.")
+    first, *more = template
+    if more or "[name]" in first:
+        return template_lines("custom", "\n".join(template))
+    if first not in TEMPLATES:
+        guess = did_you_mean(first, TEMPLATES)
+        raise SettingError(
+            lambda name: (
+                f"{name('template')} cannot be {first!r}; there are {', '.join(TEMPLATES)}, and lines of your own, "
+                f"with [name].{guess}"
+            )
+        )
+    return template_lines(first)

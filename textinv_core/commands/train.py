@@ -4,24 +4,27 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ..errors import UserError
+from ..errors import Naming, SettingError, UserError
+from .embeddings import check_embeddings, load_embeddings
 from .flags import Flags
 from .inputs import load_model, load_pictures, own_size, starting_embedding
-from .output import FAILED, USAGE, AsJson, Report, complain, failing, logging_to_stderr
+from .output import FAILED, USAGE, AsJson, Report, complain, failing, logging_to_stderr, sentence
 from .plan import Plan, check_paths, facts_of
 from .process import status_of
-from .settings_file import plans, read_file
+from .settings_file import called, of_job, plans, read_file
 
 if TYPE_CHECKING:
     from ..embedding import Embedding
+    from ..picture import Picture
     from ..training.folder import RunFolder
     from ..training.jobs import Job
     from ..training.learn import Event
@@ -40,19 +43,19 @@ def train(
 ) -> None:
     """Teach an embedding what your pictures show.
 
-    A first training, which leaves my-cat.safetensors in the folder output:
+    A first training, which leaves tom.safetensors in the folder output:
 
-        textinv train --model sd15.safetensors --images cat_pictures --name my-cat --init-text cat
+        textinv train --model sd15.safetensors --images cat --name tom --init-text cat
 
-    A style, from its preset, at a rate that falls:
+    A style, from its preset:
 
-        textinv train --model sd15.safetensors --images ink --name my-ink --init-text drawing --preset style \\
-            --steps 2000 --learning-rate "0.005:500, 1e-3:2000"
+        textinv train --model sd15.safetensors --images ink --name inky --preset style
 
-    The same from a settings file, ink.toml, which has the names of the flags with _ in place of -:
+    The same from a settings file, ink.toml, which has the names of the flags with _ in place of -, and at a rate that
+    falls:
 
         model = "sd15.safetensors"
-        name = "my-ink"
+        name = "inky"
         init_text = "drawing"
         preset = "style"
 
@@ -82,32 +85,48 @@ def train(
     A job counts as done by its settings alone: that pictures or model files have changed since is not seen, only their
     paths are compared. To train it again, delete its `job.json`, in `textual_inversion/NAME` of the output folder.
 
+    All jobs are checked before the first is trained.
+
     Ctrl-C keeps what was learnt and says how to go on; so do SIGTERM and SIGHUP, with which systems end what they run.
     One training on several GPUs or processes, which share the pictures of each step:
-    `torchrun --nproc-per-node 2 -m textinv_core train ink.toml`
+
+        torchrun --nproc-per-node 2 -m textinv_core train ink.toml
 
     Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted, 143 after SIGTERM, 129
-    after SIGHUP.
+    after SIGHUP. (torchrun ends with 1 for all of these but 0, after a report of its own.)
     """
     report = Report(as_json, quiet=os.environ.get("RANK", "0") != "0")
     with failing(report, USAGE):
-        todo, are_jobs = plans(read_file(settings) if settings else {}, flags or {})
+        tables = _tables(settings)
+    naming = partial(called, tables=tables, flags=flags or {})
+    with failing(report, USAGE, naming):
+        todo, are_jobs = plans(tables, flags or {})
         if not are_jobs:
             check_paths(todo[0])
-    with failing(report), logging_to_stderr():
+    with failing(report, naming=naming), logging_to_stderr():
         if are_jobs:
-            _train_jobs(todo, report)
+            _train_jobs(todo, report, naming)
         else:
-            from ..devices import device_called
             from ..training.parallel import join
 
             processes = join()
-            with failing(report, USAGE):
-                device_called(todo[0].device)
+            with failing(report, USAGE, naming):
                 plan = _shared(todo[0], processes, report)
-            trained = train_one(plan, report, processes, _command(processes))
+                pictures = checked_pictures(plan, report, processes)
+            trained = train_one(plan, pictures, report, processes, _command(processes))
             if processes.rank == 0:
                 _finish(plan, trained, report)
+
+
+def _tables(settings: Path | None) -> Mapping[str, Any]:
+    """What the settings file says, where there is one. Raises as `read_file`, and UserError for what is no file."""
+    if settings is None:
+        return {}
+    if not settings.exists():
+        raise UserError(f"There is no settings file {str(settings)!r}.")
+    if settings.is_dir():
+        raise UserError(f"{str(settings)!r} is a folder, not a settings file. Pictures are given with --images.")
+    return read_file(settings)
 
 
 def _shared(plan: Plan, processes: "Processes", report: Report) -> Plan:
@@ -185,31 +204,32 @@ def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "R
             time.sleep(TRY_AGAIN)
 
 
-def _train_jobs(todo: list[Plan], report: Report) -> None:
+def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
     """Work a list off together with other processes. Each tells of its own jobs, and how all ended unless quiet."""
-    from ..training.jobs import Job, run_jobs
+    from ..training.jobs import Job, is_done, run_jobs
     from ..training.parallel import heed_launcher, take_gpu
 
-    roots = {plan.output for plan in todo}
-    if len(roots) > 1:
-        raise UserError(f"All jobs share one output folder; these have {', '.join(map(str, sorted(roots)))}.")
-    unnamed = [number for number, plan in enumerate(todo, 1) if not plan.name]
-    if unnamed:
-        raise UserError(f"Job {unnamed[0]} has no name; each needs one of its own.")
     by_name = {plan.name: plan for plan in todo}
     jobs = [Job(plan.name, facts_of(plan)) for plan in todo]
+
+    root = _root(todo[0])
+    with failing(report, USAGE, naming):
+        _check_jobs([by_name[job.name] for job in jobs if not is_done(job, root / job.name)])
 
     own = Report(report.as_json)
 
     def run(job: "Job", folder: Path) -> None:
         plan = by_name[job.name]
-        check_paths(plan)
-        _finish(plan, train_one(plan, own), own)
+        try:
+            check_paths(plan)
+            _finish(plan, train_one(plan, checked_pictures(plan, own), own), own)
+        except (UserError, OSError) as error:  # for the job's record, which has no other names for settings
+            raise UserError(sentence(error, naming)) from error
 
     heed_launcher()
     take_gpu()
     try:
-        outcomes = run_jobs(jobs, _root(todo[0]), run)
+        outcomes = run_jobs(jobs, root, run)
     except KeyboardInterrupt as stopped:
         again = "Stopped. The same command goes on with the jobs that are not done, each from its beginning."
         raise complain(report, again, status_of(stopped)) from None
@@ -222,32 +242,75 @@ def _train_jobs(todo: list[Plan], report: Report) -> None:
         raise complain(report, f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}.", FAILED)
 
 
+def _check_jobs(todo: list[Plan]) -> None:
+    """Raise UserError, with a line for each job that could not start. One that waits for what another one of them may
+    leave in the output folder is looked at when its turn comes."""
+    wrong = []
+    for plan in todo:
+        output = plan.output.resolve()
+        files = [file.resolve() for file in (plan.from_, *plan.embedding) if file]
+        if any(not file.exists() and file.is_relative_to(output) for file in files):
+            continue
+        try:
+            check_paths(plan)
+            check_embeddings(plan)
+        except UserError as error:
+            wrong.append(of_job(f"{plan.name!r}", error))
+    if wrong:
+        raise SettingError(lambda name: "\n".join(error.sentence(name) for error in wrong))
+
+
 def _root(plan: Plan) -> Path:
     return plan.output / "textual_inversion"
 
 
-def train_one(plan: Plan, report: Report, processes: "Processes | None" = None, command: str = "") -> Trained:
-    """Train as `plan` says, showing progress, in a new run folder below its output.
+def checked_pictures(plan: Plan, report: Report, processes: "Processes | None" = None) -> "Sequence[Picture]":
+    """The pictures of a training, when all is checked that can be known before its model is loaded; says in what size
+    they are where that is the model's own.
+
+    Raises UserError for what keeps it from starting, and OSError.
+    """
+    import torch
+
+    from ..devices import device_called
+    from ..training.examples import Example
+    from ..training.learnable import LearnableEmbedding
+    from ..training.parallel import ALONE
+    from ..training.training import check
+
+    device_called(plan.device)
+    start = check_embeddings(plan)
+    images = own_size(plan.images, plan.model, plan.model_config)
+    if images != plan.images:
+        size = f"{images.width}x{images.height} pixels"
+        report.say(f"The pictures are made {size}: what was not set is as this model was made for.")
+    pictures = load_pictures(images)
+    examples = [Example(torch.empty(0), picture.caption) for picture in pictures]
+    check(LearnableEmbedding(start), examples, plan.train, processes or ALONE)
+    return pictures
+
+
+def train_one(
+    plan: Plan,
+    pictures: "Sequence[Picture]",
+    report: Report,
+    processes: "Processes | None" = None,
+    command: str = "",
+) -> Trained:
+    """Train on `pictures` as `plan` says, showing progress, in a new run folder below its output.
 
     command: what starts this training, so that an interrupt can say what goes on with it; "" leaves interrupts to the
     caller. Raises UserError and OSError.
     """
-    from ..formats import load_embedding
     from ..training.learn import Started, learn
     from ..training.parallel import ALONE
     from ..training.run import Ended
     from ..training.training import Step
 
     processes = processes or ALONE
-    # Before the model, which takes longer to fail.
-    images = own_size(plan.images, plan.model, plan.model_config)
-    if images != plan.images:
-        size = f"{images.width}x{images.height} pixels"
-        report.say(f"The pictures are made {size}: what was not set is as this model was made for.")
-    pictures = load_pictures(images)
     report.say(f"Loading {plan.model}")
     host = load_model(plan.model, plan.model_config, plan.device, plan.precision)
-    host = host.knowing([load_embedding(path) for path in plan.embedding])
+    host = host.knowing(load_embeddings(plan.embedding))
     embedding = starting_embedding(plan, host)
     events = learn(host, pictures, embedding, plan.train, _root(plan), shuffle=plan.shuffle, processes=processes)
     started = ended = None
@@ -292,24 +355,14 @@ def _stopped(
 @contextmanager
 def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event], None]]":
     """A progress bar with loss, rate and time left, and JSON for each event, for a function that is given them all."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ..training.learn import Started
     from ..training.run import Saved
     from ..training.training import Step
+    from .progress import progress
 
     recent: list[float] = []
     beginning = time.monotonic()
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
-        TimeRemainingColumn(),
-    ]
-    console = Console(stderr=True, quiet=report.quiet)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with progress(report.quiet) as bar:
         task = bar.add_task(name, total=steps, state="")
 
         def show(event: "Event") -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..embedding import Embedding, safe_name
 from ..errors import UserError
 from .facts import lasting
-from .tensors import known_keys, to_store, vectors_of
+from .tensors import KEY_BY_WIDTH, known_keys, to_store, vectors_of
 
 # Our name of a fact -> A1111's: the model an embedding was trained on, as ten hex digits and as the name of its file.
 CHECKPOINT = {"textinv.sd_checkpoint": "sd_checkpoint", "textinv.sd_checkpoint_name": "sd_checkpoint_name"}
@@ -42,9 +42,12 @@ def to_data(embedding: Embedding, file: str) -> dict[str, Any]:
 
 def from_data(data: Any, stem: str, file: str) -> Embedding:
     """The embedding in such a dictionary, or in one of any trainer's that has vectors under encoder keys or one key.
+    As in ComfyUI it may also be a list of dictionaries, with one tensor for each text encoder.
 
     stem: the file's name without its suffix, after which the embedding is called. Raises UserError for anything else.
     """
+    if isinstance(data, list):
+        data = _by_width(data) or data
     if not isinstance(data, dict):
         raise UserError(f"{file!r} is no embedding: it holds a {type(data).__name__}, not vectors under names.")
     encoder = None
@@ -66,3 +69,10 @@ def from_data(data: Any, stem: str, file: str) -> Embedding:
         step if type(step) is int and 0 <= step < 10**18 else None,
         facts,
     )
+
+
+def _by_width(parts: list[Any]) -> dict[str, Tensor]:
+    """The tensors of a list of dictionaries under the encoder keys that go with their widths; none if any has none."""
+    tensors = [t for part in parts if isinstance(part, dict) for t in part.values() if isinstance(t, Tensor) and t.ndim]
+    keyed = {KEY_BY_WIDTH.get(tensor.shape[-1]): tensor for tensor in tensors}
+    return {key: tensor for key, tensor in keyed.items() if key} if len(keyed) == len(tensors) else {}

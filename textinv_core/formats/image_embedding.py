@@ -8,6 +8,7 @@ header and no length, only a black column between picture and stripes to know th
 import base64
 import io
 import json
+import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,16 @@ from torch import Tensor
 from ..embedding import Embedding, safe_name
 from ..errors import UserError
 from ..files import write_atomically
+from ..picture_kinds import FURTHER_KINDS
 from . import a1111
-from .limits import MAX_FILE_BYTES, read_bytes
+from .limits import MAX_FILE_BYTES, check_file
+from .overlay import written_on
 
 CHUNK = "sd-ti-embedding"
-MAX_PIXELS = 32_000_000
-MAX_JSON_BYTES = 16 * 1024 * 1024  # some 700,000 numbers
+MAX_PIXELS = 10_000_000  # stripes for 75 vectors of T5 are 2.4 million beside the picture
+MAX_JSON_BYTES = 8 * 1024 * 1024  # 75 vectors of T5 have 6.8 MB
+MAX_JSON_BRACKETS = 10_000  # a list for each vector; objects and lists of nothing take fifty times their text
+ROWS = 64  # of a picture are looked at together
 
 
 def to_json(data: dict[str, Any]) -> bytes:
@@ -36,10 +41,8 @@ def to_json(data: dict[str, Any]) -> bytes:
 
 def from_json(text: bytes) -> Any:
     """What `to_json` was given, tensors as float64. Raises ValueError, TypeError or RecursionError."""
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(
-            f"its text has {len(text) / 2**20:.0f} MiB, embeddings have {MAX_JSON_BYTES / 2**20:.0f} at most"
-        )
+    if text.count(b"[") + text.count(b"{") > MAX_JSON_BRACKETS:
+        raise ValueError(f"its text has more than {MAX_JSON_BRACKETS} lists and objects")
 
     def as_tensor(stored: dict[str, Any]) -> Any:
         if "TORCHTENSOR" not in stored:
@@ -49,15 +52,26 @@ def from_json(text: bytes) -> Any:
     return json.loads(text, object_hook=as_tensor)
 
 
+def from_base64(chunk: str) -> bytes:
+    """The JSON in a text chunk. Raises ValueError."""
+    if (size := len(chunk) * 3 // 4) > MAX_JSON_BYTES:
+        raise ValueError(f"its text has {size / 2**20:.0f} MiB, embeddings have {MAX_JSON_BYTES / 2**20:.0f} at most")
+    return base64.b64decode(chunk)
+
+
 def noise(n: int) -> np.ndarray:
     """The first n numbers of A1111's generator, uint8: s' = 1664525 s + 1013904223 mod 2^32 from 0, each s mod 255."""
     states = np.full(1, 1013904223, np.uint32)
     factor, summand = 1664525, 1013904223
-    while len(states) < n:
+    while len(states) < min(n, 2**16):
         # As many steps at once as there are states already; two such jumps make the next one.
         states = np.concatenate([states, states * np.uint32(factor) + np.uint32(summand)])
         factor, summand = factor * factor % 2**32, (factor + 1) * summand % 2**32
-    return (states[:n] % 255).astype(np.uint8)
+    numbers = np.empty(n, np.uint8)
+    for start in range(0, n, len(states)):
+        numbers[start : start + len(states)] = (states % 255)[: n - start]
+        states = states * np.uint32(factor) + np.uint32(summand)
+    return numbers
 
 
 def hidden(block: np.ndarray) -> np.ndarray:
@@ -98,17 +112,33 @@ def stripes(text: bytes, height: int, first: Tensor) -> tuple[np.ndarray, np.nda
     return made[0], made[1]
 
 
+def pieces(pixels: np.ndarray) -> list[np.ndarray]:
+    """Rows of a picture that are looked at together: what is made of all at once takes as much memory again."""
+    return [pixels[row : row + ROWS] for row in range(0, len(pixels), ROWS)]
+
+
+def decoded(image: Image.Image) -> np.ndarray:
+    """The pixels of a picture, uint8 [H, W, 3]."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for row in range(0, image.height, ROWS):
+        piece = image.crop((0, row, image.width, min(row + ROWS, image.height)))
+        pixels[row : row + ROWS] = np.asarray(piece.convert("RGB"))
+    return pixels
+
+
 def from_pixels(pixels: np.ndarray) -> bytes | None:
     """The text in the stripes of a picture, uint8 [H, W, 3]; None where it has none."""
-    lit = (pixels > 0).all(2)
-    columns, rows = np.flatnonzero(np.any(lit, axis=0)), np.flatnonzero(np.any(lit, axis=1))
+    lit = np.concatenate([piece.all(axis=2) for piece in pieces(pixels)])
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
     if len(columns) == 0:
         return None
-    nibbles = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 0x0F
-    black = np.flatnonzero(~nibbles.any(axis=(0, 2)))
+    pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    black = np.flatnonzero(~np.logical_or.reduce([(piece & 0x0F).any(axis=(0, 2)) for piece in pieces(pixels)]))
     if len(black) < 2:
         return None
-    lower, upper = nibbles[:, : black[0]], nibbles[:, black[-1] + 1 :]
+    # Compressed, a text is no longer than it is; whatever stands below repeats it.
+    needed = MAX_JSON_BYTES // max(3 * black[0], 1) + 4
+    lower, upper = pixels[:needed, : black[0]] & 0x0F, pixels[:needed, black[-1] + 1 :] & 0x0F
     if lower.shape != upper.shape:
         return None
     unzip = zlib.decompressobj()
@@ -119,15 +149,24 @@ def from_pixels(pixels: np.ndarray) -> bytes | None:
     return text if unzip.eof else None
 
 
+def is_marked(path: str | os.PathLike[str]) -> bool:
+    """Whether a picture says at its beginning that it holds an embedding; without, it may hold one in its pixels."""
+    with open(path, "rb") as file:
+        return CHUNK.encode() in file.read(2**16)
+
+
 def read(path: Path) -> Embedding:
-    """Read the embedding in a picture, `.png` or lossless `.webp`, which is called as it was when it was put there."""
-    data = read_bytes(path, MAX_FILE_BYTES)
+    """Read the embedding in a picture, which is called as it was when it was put there; see `load_embedding`."""
+    check_file(path, MAX_FILE_BYTES)
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+        with Image.open(path, formats=("PNG", "WEBP", *FURTHER_KINDS.values())) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS // 10**6} million pixels")
+                raise ValueError(
+                    f"{image.width} x {image.height} are more than {MAX_PIXELS // 10**6} million pixels, which no "
+                    "picture with an embedding needs"
+                )
             chunk = getattr(image, "text", {}).get(CHUNK)
-            text = from_pixels(np.array(image.convert("RGB"))) if chunk is None else base64.b64decode(chunk)
+            text = from_pixels(decoded(image)) if chunk is None else from_base64(chunk)
         stored = None if text is None else from_json(text)
     except UnidentifiedImageError:
         raise UserError(f"{path.name!r} is not a picture, or of a kind other than its ending says.") from None
@@ -144,8 +183,20 @@ def read(path: Path) -> Embedding:
     return replace(embedding, name=safe_name(name)) if isinstance(name, str) else embedding
 
 
+def footers(embedding: Embedding) -> tuple[str, str, str]:
+    """What A1111 writes below: the model, its short hash, and vectors and steps, as far as they are known."""
+    model = embedding.metadata.get("textinv.sd_checkpoint_name", "")
+    short_hash = embedding.metadata.get("textinv.sd_checkpoint", "")
+    size = f"{max(map(len, embedding.vectors.values()))}v"
+    return (
+        "".join(char for char in model[:100] if char.isprintable()),
+        f"[{''.join(filter(str.isalnum, short_hash[:20]))}]" if short_hash else "",
+        size if embedding.step is None else f"{size} {embedding.step}s",
+    )
+
+
 def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
-    """Write `picture`, float32 [H, W, 3] in 0..1, with `embedding` in it; see `save_embedding`."""
+    """Write `picture`, float32 [H, W, 3] in 0..1, with `embedding` in it and what it is on it; see `save_embedding`."""
     if path.suffix.lower() != ".png":
         raise UserError(f"Embeddings are read from {path.suffix} pictures, but only written to .png: name it so.")
     if picture is None:
@@ -153,6 +204,7 @@ def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.numel() == 0:
         raise ValueError(f"The picture for {path.name!r} is {list(picture.shape)}, not [height, width, 3].")
     pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
+    pixels = written_on(pixels, f"<{embedding.name}>", footers(embedding))
     text = to_json(a1111.to_data(embedding, path.name))
     left, right = stripes(text, len(pixels), next(iter(embedding.vectors.values()))[0].detach().cpu())
     black = np.zeros((len(pixels), 1, 3), np.uint8)

@@ -1,97 +1,191 @@
-"""Files of `torch.save`, opened without harm.
+"""Files of `torch.save`: a pickle that tells of tensors, and their numbers beside it.
 
-Such a file is a pickle, which can ask for any function to be called when it is opened. torch only allows those that
-make tensors; before that, none is opened here that asks for more than its reader needs, or unpacks to more than one
-can hold.
+They are read by `unpickle`, which never runs what a file asks for, and only the numbers that tensors show are touched.
 """
 
 import io
-import pickle
-import pickletools
+import mmap
+import struct
+import sys
 import zipfile
-from collections.abc import Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..errors import UserError
-from .limits import read_bytes
+from .limits import check_file, check_total
+from .unpickle import AsksForCode, Declared, Storage, unpickle
 
-MAX_PICKLE_BYTES = 1024 * 1024  # without the tensors' numbers, which stand beside it
+MAX_PICKLE_BYTES = 1024 * 1024  # of an embedding, without the tensors' numbers
+MAX_CHECKPOINT_PICKLE_BYTES = 4 * 1024 * 1024  # of a model: some 20,000 tensors
+MAX_MEMBERS_BYTES = 4 * 1024 * 1024  # of the list of members in a zip
 ZIP_MAGIC = b"PK\3\4"
-LEGACY_PICKLES = 5  # magic number, version, system, the object itself, keys of the storages; then come the storages
-
-# What the pickle of tensors in dictionaries names.
-TENSOR_NAMES = {
-    "collections.OrderedDict",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_tensor_v2",
-    *(f"torch.{kind}Storage" for kind in ("BFloat16", "Double", "Float", "Half", "Int", "Long")),
-}
-PARAMETERS = "torch.nn.modules.container.ParameterDict"
-
-
-class _Parameters:
-    """Stands in for torch's ParameterDict: keeps what the file has for it, and can do nothing."""
-
-
-def _pickles(data: bytes, max_bytes: int) -> list[bytes]:
-    """The pickles in a file of `torch.save`, old kind or zip. Raises ValueError for more than can be meant."""
-    if data[:4] != ZIP_MAGIC:
-        return [data[:MAX_PICKLE_BYTES]]
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = archive.infolist()
-        if (size := sum(member.file_size for member in members)) > max_bytes:
-            raise ValueError(
-                f"it unpacks to {size / 2**20:.0f} MiB, and {max_bytes / 2**20:.0f} are the most that is read"
-            )
-        pickles = []
-        for member in members:
-            if member.filename.endswith(".pkl"):
-                with archive.open(member) as file:
-                    pickles.append(file.read(MAX_PICKLE_BYTES))
-    return pickles
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# What a damaged file raises: a stack that is empty, a key that is not there, a place that cannot be. What is a
+# ValueError has a sentence of ours, or the library's.
+DAMAGE = (
+    ValueError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    NotImplementedError,
+    OSError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
-def _names(data: bytes, max_bytes: int) -> set[str]:
-    """All that the pickles of a file ask Python for, read off without opening them."""
-    names = set()
-    for pickled in _pickles(data, max_bytes):
-        file = io.BytesIO(pickled)
-        for _ in range(1 if data[:4] == ZIP_MAGIC else LEGACY_PICKLES):
-            # torch knows no other way than GLOBAL to name something, and opens nothing that has one.
-            names |= {
-                str(name).replace(" ", ".") for code, name, _ in pickletools.genops(file) if code.name == "GLOBAL"
-            }
-    return names
+class _Piecewise(io.FileIO):
+    """A file that gives little at once, because zipfile makes of a list of members what takes ten times its size."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        return super().read(min(size, MAX_MEMBERS_BYTES) if size >= 0 else MAX_MEMBERS_BYTES)
 
 
-def load(path: Path, allowed: Set[str], max_bytes: int) -> Any:
+class _Contents(NamedTuple):
+    """What a file says, and where in it the numbers of each storage begin, by its key. byteorder: theirs, as in sys."""
+
+    value: Any
+    declared: list[Declared]
+    storages: dict[str, Storage]
+    places: dict[str, int]
+    byteorder: str = "little"
+
+
+def _storages(declared: list[Declared]) -> dict[str, Storage]:
+    """Those that tensors show, by their keys."""
+    storages: dict[str, Storage] = {}
+    for each in declared:
+        if storages.setdefault(each.storage.key, each.storage).size != each.storage.size:
+            raise ValueError("it tells of the same numbers twice, and not the same")
+    return storages
+
+
+def _legacy(memory: mmap.mmap, max_pickle: int) -> _Contents:
+    """Of the older kind of file, in which all stands in a row."""
+    stream = io.BytesIO(memory[:max_pickle])
+    try:
+        magic, _ = unpickle(stream)
+        if type(magic) is not int or magic != LEGACY_MAGIC:
+            raise ValueError("torch.save did not write it")
+        version, _ = unpickle(stream)
+        if type(version) is not int or version != 1001:
+            raise ValueError("its version is unknown")
+        unpickle(stream)  # the system it was written on
+        value, declared = unpickle(stream)
+        keys, _ = unpickle(stream)
+    except ValueError as error:
+        if len(memory) > max_pickle and stream.tell() == max_pickle:
+            raise ValueError(f"{max_pickle >> 20} MiB of it are not yet all but the numbers") from error
+        raise
+    storages = _storages(declared)
+    at = stream.tell()
+    places = {}
+    for key in keys if isinstance(keys, list) else []:
+        storage = storages[key if isinstance(key, str) else ""]
+        if struct.unpack_from("<q", memory, at)[0] != storage.count:
+            raise ValueError("the length of its numbers is not what it says")
+        places[key] = at + 8
+        at += 8 + storage.size
+    return _Contents(value, declared, storages, places)
+
+
+def _zipped(path: Path, memory: mmap.mmap, max_pickle: int) -> _Contents:
+    """Of a zip, with `<folder>/data.pkl`, `<folder>/data/<key>` and, since torch 2.1, `<folder>/byteorder`."""
+    with _Piecewise(path) as file, zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if len(members) != len(archive.infolist()):  # readers differ in which of two they take
+            raise ValueError("it has two members of one name")
+
+    def place(name: str) -> int:
+        """Where a member begins."""
+        member = members[name]
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise ValueError("it is compressed or locked, as torch.save never does")
+        magic, name_length, extra_length = struct.unpack_from("<4s22xHH", memory, member.header_offset)
+        start = member.header_offset + 30 + name_length + extra_length
+        if magic != ZIP_MAGIC or start + member.file_size > len(memory):
+            raise ValueError("its list of members does not fit it")
+        return start
+
+    [pickled] = [name for name in members if name.endswith("/data.pkl")] or [""]
+    start, size = place(pickled), members[pickled].file_size
+    if size > max_pickle:
+        raise ValueError(f"it has {size / 2**20:.0f} MiB besides its numbers")
+    value, declared = unpickle(io.BytesIO(memory[start : start + size]))
+    folder = pickled.removesuffix("data.pkl")
+    storages = _storages(declared)
+    places = {}
+    for key, storage in storages.items():
+        name = f"{folder}data/{key}"
+        places[key] = place(name)
+        if members[name].file_size != storage.size:
+            raise ValueError("the length of its numbers is not what it says")
+    order = "little"
+    if (name := f"{folder}byteorder") in members:
+        start = place(name)
+        order = memory[start : start + members[name].file_size].decode()
+    return _Contents(value, declared, storages, places, order)
+
+
+def _numbers(memory: mmap.mmap, place: int, storage: Storage, byteorder: str) -> Tensor:
+    """The bytes of a storage, uint8 [bytes], as the file's own memory where that is possible."""
+    if storage.size == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    numbers = torch.frombuffer(memory, dtype=torch.uint8, offset=place, count=storage.size)
+    if byteorder != sys.byteorder:
+        return numbers.view(-1, storage.dtype.itemsize).flip(1).flatten()
+    # Old files, and others' zips, have them anywhere; processors want them at multiples of their size.
+    return numbers if place % 8 == 0 else numbers.clone()
+
+
+def load(path: Path, max_bytes: int | None = None) -> Any:
     """What `torch.save` put into a file: dictionaries, lists, numbers, text and tensors on the CPU, nothing else.
 
-    allowed: the functions and classes the file may ask for, `<module>.<name>`, of those torch's own safe reader knows
-        and `PARAMETERS`, which comes back as an empty object whose attributes are what the file has for it.
-    max_bytes: of the file, packed or not.
+    A set comes as a list, torch's ParameterDict as an object with `_parameters`. Tensors may be the mapped file: what
+    is kept of them has to be copied.
 
-    Raises UserError for a damaged file, for more than `max_bytes`, and for one that asks for anything else than
-    `allowed`. None of that is ever called.
+    max_bytes: of the file, and of its tensors as float32. None for a model's checkpoint, whose tensors may take eight
+        times what the file does: the smallest numbers are of 8 bits, and tensors may share theirs.
+
+    Raises UserError for what is damaged or larger, and for a file that asks for anything else: none of that is ever
+    run. OSError where it cannot be opened.
     """
-    data = read_bytes(path, max_bytes)
-    try:
-        harmful = sorted(_names(data, max_bytes) - allowed)
-        if not harmful:
-            with torch.serialization.safe_globals([(_Parameters, PARAMETERS)]):
-                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # on broken files torch and pickle raise anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch would advise to open it without protection
-            reason = "there is more in it than text, numbers and tensors"
-        raise UserError(f"{path.name!r} cannot be read as a file of torch: {reason}. Is it whole?") from None
-    raise UserError(
-        f"{path.name!r} was not opened: it would have Python run {', '.join(name[:60] for name in harmful[:4])}, which "
-        "no file of its kind needs. Such a file can harm the computer it is opened on: get it as .safetensors."
-    )
+    check_file(path, max_bytes)
+    with open(path, "rb") as file:
+        try:
+            return _tensors_of(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), max_bytes)
+        except AsksForCode as error:
+            raise UserError(
+                f"{path.name!r} was not opened: it would have Python run {ascii(str(error)[:60])[1:-1]}, which no file "
+                "of its kind needs. Such a file can harm the computer it is opened on: get it as .safetensors."
+            ) from None
+        except UserError:
+            raise
+        except DAMAGE as error:
+            reason = " ".join(str(error).split())[:200] if isinstance(error, ValueError) else "it is damaged"
+            raise UserError(
+                f"{path.name!r} cannot be read as a file of torch: {reason}. Is it whole? Else get it as .safetensors."
+            ) from None
+
+
+def _tensors_of(path: Path, memory: mmap.mmap, max_bytes: int | None) -> Any:
+    is_zip = memory[:4] == ZIP_MAGIC
+    max_pickle = MAX_PICKLE_BYTES if max_bytes else MAX_CHECKPOINT_PICKLE_BYTES
+    contents = _zipped(path, memory, max_pickle) if is_zip else _legacy(memory, max_pickle)
+    if sum(storage.size for storage in contents.storages.values()) > len(memory):
+        raise ValueError("its numbers are more than it has bytes")
+    check_total((each.shape for each in contents.declared), max_bytes or 8 * len(memory), path.name)
+    numbers = {
+        key: _numbers(memory, contents.places[key], storage, contents.byteorder)
+        for key, storage in contents.storages.items()
+    }
+    for each in contents.declared:
+        storage = numbers[each.storage.key].untyped_storage()
+        each.tensor.set_(storage, each.offset, each.shape, each.stride)
+    return contents.value
 
 
 def dump(data: Any) -> bytes:

@@ -6,15 +6,12 @@ from ..embedding import Embedding
 from ..files import write_atomically
 from . import a1111
 from .limits import MAX_FILE_BYTES
-from .pickles import PARAMETERS, TENSOR_NAMES, dump, load
-
-# What the pickle of an embedding names; of the first trainers', torch's ParameterDict too.
-NEEDED = TENSOR_NAMES | {"__builtin__.set", PARAMETERS}
+from .pickles import dump, load
 
 
 def read(path: Path) -> Embedding:
     """Read an embedding of A1111, diffusers, kohya or others; see `load_embedding`."""
-    return a1111.from_data(load(path, NEEDED, MAX_FILE_BYTES), path.stem, path.name)
+    return a1111.from_data(load(path, MAX_FILE_BYTES), path.stem, path.name)
 
 
 def write(embedding: Embedding, path: Path) -> None:

@@ -9,8 +9,9 @@ from safetensors.torch import save
 from ..embedding import Embedding, safe_name
 from ..errors import UserError
 from ..files import write_atomically
+from .bundles import bundled, chosen
 from .facts import lasting
-from .limits import MAX_FILE_BYTES, check_size
+from .limits import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, check_file, check_total
 from .tensors import to_store, vectors_of
 
 # https://github.com/Stability-AI/ModelSpec
@@ -21,20 +22,36 @@ ARCHITECTURES = {
 }
 
 
-def read(path: Path) -> Embedding:
-    """Read an embedding of ours or of another program; see `load_embedding`."""
-    check_size(path, MAX_FILE_BYTES)
+def check_header(path: Path) -> None:
+    """Raise UserError for a header too long to be parsed; the tensors may be of any size, they are mapped."""
+    check_file(path, None)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise UserError(
+            f"{path.name!r} cannot be read as safetensors: its header would have {length / 2**20:.0f} MiB, and "
+            f"{MAX_HEADER_BYTES / 2**20:.0f} are the most that is read. Is it whole?"
+        )
+
+
+def read(path: Path, name: str | None = None) -> Embedding:
+    """Read an embedding of ours or of another program, or the one called `name` in a LoRA; see `load_embedding`."""
+    check_header(path)
+    bundle = bundled(path)
+    stem = chosen(sorted(bundle), name, path.name) if bundle else path.stem
     try:
         with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+            facts = {} if bundle else file.metadata() or {}  # a LoRA's are its own
+            keys = bundle[stem] if bundle else {key: key for key in file.keys()}  # noqa: SIM118  (no mapping)
+            check_total((file.get_slice(stored).get_shape() for stored in keys.values()), MAX_TENSOR_BYTES, path.name)
+            tensors = {key: file.get_tensor(stored) for key, stored in keys.items()}
             vectors = vectors_of(tensors, "textinv.vectors" in facts, path.name)
     except (SafetensorError, NotImplementedError) as error:  # torch knows float types it cannot convert
         raise UserError(f"{path.name!r} cannot be read as safetensors: {error}. Is it whole?") from None
     step = facts.get("textinv.step", "")
     # Digits only, and few: the header is someone else's text.
     known_step = int(step) if step.isdecimal() and len(step) < 19 else None
-    return Embedding(safe_name(path.stem), vectors, known_step, lasting(facts))
+    return Embedding(safe_name(stem), vectors, known_step, lasting(facts))
 
 
 def write(embedding: Embedding, path: Path) -> None:

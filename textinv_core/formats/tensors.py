@@ -1,5 +1,6 @@
 """Tensors as files store them <-> vectors under encoder keys."""
 
+import logging
 import re
 from collections.abc import Mapping
 
@@ -8,30 +9,38 @@ from torch import Tensor
 
 from ..embedding import Embedding
 from ..errors import UserError
-from .limits import MAX_FILE_BYTES
+from .limits import MAX_TENSOR_BYTES, check_total
 
 # The keys other programs write. More of ComfyUI's encoders take embeddings; files of our own may use any of them.
 ENCODER_KEYS = {"clip_l", "clip_g", "clip_h", "t5xxl", "llama", "qwen3_4b", "qwen3_8b", "mistral3_24b", "ministral3_3b"}
 # What any of them looks like: keys get into messages, tables and the names of tensors.
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 KEY_BY_WIDTH = {768: "clip_l", 1280: "clip_g", 1024: "clip_h", 4096: "t5xxl"}
+ONETRAINER_T5 = "t5"
+# What OneTrainer calls vectors that are put in after the text encoder: the key of those put in before it, and this.
+AFTER = "_out"
+KEYS_AFTER = {f"{key}{AFTER}" for key in (*ENCODER_KEYS, ONETRAINER_T5, "emp_params")}
+
+log = logging.getLogger("textinv")
 
 
 def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str, Tensor]:
     """Tensors as stored -> encoder key -> float32 [n, dim], in memory of their own. A 1-D tensor is one vector.
 
     ours: whether the keys are known to be encoder keys. Otherwise a single tensor under another key (`emb_params`,
-    `*`, ...) gets the key that goes with its width.
+    `emp_params`, `*`, ...) gets the key that goes with its width, OneTrainer's `t5` is `t5xxl`, and its output vectors
+    (`clip_l_out`, ...) are left out, with a line in the log.
 
     Raises UserError for none, for what are no vectors, and for keys that are no encoder's: those have 1 to 64 letters
     (A-Z), digits, `_`, `.` and `-`.
     """
+    if not ours:
+        tensors = _before_encoders(tensors, file)
     if not tensors:
         raise UserError(f"{file!r} is no embedding: it holds no vectors.")
+    check_total((tensor.shape for tensor in tensors.values()), MAX_TENSOR_BYTES, file)
     for key, tensor in tensors.items():
-        # A file of a few bytes may repeat one value without end: a tensor's size says nothing about its memory.
-        too_large = tensor.numel() > MAX_FILE_BYTES // 4
-        if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or tensor.numel() == 0 or too_large:
+        if not tensor.is_floating_point() or tensor.ndim not in (1, 2) or tensor.numel() == 0:
             raise UserError(
                 f"{file!r} is no embedding: {key[:64]!r} is {tensor.dtype} of shape {list(tensor.shape)}, not vectors."
             )
@@ -43,9 +52,25 @@ def vectors_of(tensors: Mapping[str, Tensor], ours: bool, file: str) -> dict[str
             raise UserError(f"{file!r} is no embedding: it holds vectors for {key[:64]!r}, which is no text encoder.")
         # A copy, because stored tensors may be the mapped file.
         vectors[key] = torch.atleast_2d(tensor.detach()).to(torch.float32, copy=True)
-        if not vectors[key].isfinite().all():
+        # Of least and greatest, because isfinite() takes as much memory again.
+        if not torch.stack(torch.aminmax(vectors[key])).isfinite().all():
             raise UserError(f"{file!r} is damaged: {key!r} holds values that are not finite numbers.")
     return vectors
+
+
+def _before_encoders(tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Tensor]:
+    """Those that prompts can use, `t5` called as everybody else calls it."""
+    if after := sorted(tensors.keys() & KEYS_AFTER):
+        what = f"{', '.join(after)}: vectors that OneTrainer puts in after the text encoder"
+        what += ", where no prompt of ComfyUI or A1111 can"
+        if len(after) == len(tensors):
+            raise UserError(f"{file!r} holds only {what}. Train it there without output embeddings to use it here.")
+        log.warning("%r is read without %s.", file, what)
+    if ONETRAINER_T5 in tensors and "t5xxl" in tensors:
+        raise UserError(f"{file!r} holds vectors for the same text encoder twice, as 't5' and as 't5xxl'.")
+    return {
+        "t5xxl" if key == ONETRAINER_T5 else key: tensor for key, tensor in tensors.items() if key not in KEYS_AFTER
+    }
 
 
 def _key_by_width(tensors: Mapping[str, Tensor], file: str) -> str:

@@ -6,6 +6,7 @@ what a family conditions on besides text, its noise schedule and prediction type
 
 import copy
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -166,6 +167,21 @@ def _noise_schedule(sampling: Any) -> NoiseSchedule:
         skip=sampling.calculate_denoised(sigmas, zero, one),
         out=sampling.calculate_denoised(sigmas, one, zero),
     )
+
+
+class _EachMissingNameOnce(logging.Filter):
+    """Lets the host's warning of an embedding it does not find pass once a name: it comes with every prompt encoded."""
+
+    def __init__(self):
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_again = text in self._told
+        if text.startswith("warning, embedding:"):
+            self._told.add(text)
+        return not is_again
 
 
 class ComfyModel(TrainableModel):
@@ -352,6 +368,9 @@ class ComfyHost(Host):
             stack.callback(setattr, management, name, getattr(management, name))
             setattr(management, name, value)
 
+        each_once = _EachMissingNameOnce()
+        logging.root.addFilter(each_once)
+        stack.callback(logging.root.removeFilter, each_once)
         set_for_now("in_training", True)
         # Weights kept in RAM are else cast through buffers that the next layer overwrites: backward would read those.
         set_for_now("NUM_STREAMS", 0)

@@ -7,10 +7,10 @@ the only ones that import `diffusers`.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,10 +47,11 @@ def load(
 
 @dataclass(frozen=True)
 class PipelineEncoder(Encoder):
-    """One text encoder of a pipeline: its tokenizer and its model."""
+    """One text encoder of a pipeline: its tokenizer and its model. unknown: told of each name that is not loaded."""
 
     tokenizer: Any
     model: Any
+    unknown: Callable[[str], None]
 
     @property
     def table(self) -> Any:  # type: ignore[override]
@@ -65,7 +66,7 @@ class PipelineEncoder(Encoder):
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def tokens(self, text: str) -> list[Token]:
-        return [token for group in tokens(text, self.ids, _unknown) for token in group]
+        return [token for group in tokens(text, self.ids, self.unknown) for token in group]
 
     def vectors(self, token: int) -> Tensor:
         return self.table.weight.detach()[token : token + 1].to("cpu", torch.float32, copy=True)
@@ -144,7 +145,7 @@ class PipelineModel(TrainableModel):
         def find(own: Find, key: str, name: str) -> Tensor | None:
             vectors = own(key, name)
             vectors = self._known(key, name) if vectors is None else vectors
-            return _unknown(name) if vectors is None else upload(vectors, self.device)
+            return self._encoders[key].unknown(name) if vectors is None else upload(vectors, self.device)
 
         texts, pooled = [[] for _ in prompts], None
         for key, encoder in self._encoders.items():
@@ -240,6 +241,7 @@ class PipelineHost(Host):
 
     def __init__(self, pipe: Any, name: str = "", embeddings: Sequence[Embedding] = ()):
         self.pipe, self._name = pipe, name
+        self._unknown = cache(_unknown)  # which says each name once, however many prompts have it
         self._known = self._checked(embeddings)
 
     def knowing(self, embeddings: Sequence[Embedding]) -> "PipelineHost":
@@ -254,9 +256,10 @@ class PipelineHost(Host):
     @property
     def encoders(self) -> dict[str, PipelineEncoder]:  # type: ignore[override]
         """By ComfyUI's keys: clip_l; clip_h (SD2); clip_l, clip_g (SDXL)."""
-        first = PipelineEncoder(self.pipe.tokenizer, self.pipe.text_encoder)
+        first = PipelineEncoder(self.pipe.tokenizer, self.pipe.text_encoder, self._unknown)
         if self.is_sdxl:
-            return {"clip_l": first, "clip_g": PipelineEncoder(self.pipe.tokenizer_2, self.pipe.text_encoder_2)}
+            second = PipelineEncoder(self.pipe.tokenizer_2, self.pipe.text_encoder_2, self._unknown)
+            return {"clip_l": first, "clip_g": second}
         return {"clip_h" if first.width == CLIP_H_WIDTH else "clip_l": first}
 
     @property
@@ -330,9 +333,12 @@ class PipelineHost(Host):
         shape: Sequence[int],
         sampling: Sampling,
         embeddings: Sequence[Embedding] = (),
+        on_step: Callable[[int], None] = lambda _: None,
     ) -> Tensor:
         """All in one batch. DPM-Solver++ of order 2, which adds no noise on the way: a picture depends on its own seed
-        and prompt alone, up to rounding."""
+        and prompt alone, up to rounding.
+
+        on_step: is told of every step of the sampler that is done, counted from 1."""
         model = PipelineModel(self, self._checked(embeddings), ExitStack())
         encoded = dict.fromkeys([*prompts, sampling.negative])  # each text once
         own = [Occurrences({})] * len(encoded)
@@ -342,10 +348,11 @@ class PipelineHost(Host):
         sampler.set_timesteps(sampling.steps)
         noise = [torch.randn(tuple(shape), generator=Generator().manual_seed(seed)) for seed in seeds]
         noisy = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
-        for t in sampler.timesteps:
+        for step, t in enumerate(sampler.timesteps, 1):
             predicted = model.predict(torch.cat([noisy, noisy]), t.repeat(2 * len(seeds)), conditions)
             wanted, unwanted = predicted.float().split(len(seeds))
             noisy = sampler.step(unwanted + sampling.guidance * (wanted - unwanted), t, noisy, return_dict=False)[0]
+            on_step(step)
         return self.decode(noisy)
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> PipelineModel:

@@ -5,10 +5,8 @@ What a single file does not say (see `configs/README.md`) comes with this packag
 
 import gzip
 import json
-import pickle
-import zipfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,12 +23,15 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from ..devices import is_out_of_memory
-from ..errors import UserError
+from ..errors import Naming, SettingError, UserError
+from ..formats import pickles
 
 CONFIGS = Path(__file__).parent / "configs"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -69,8 +70,11 @@ def load(
     path = Path(path)
     if path.is_dir():
         if config is not None:
-            raise UserError(f"{path} is a folder and has configurations of its own: leave out the config {config}.")
-        parts = _folder(path, dtype)
+            raise SettingError(
+                lambda name: f"{path} is a folder and has configurations of its own: leave out {name('model_config')}."
+            )
+        with _quiet():
+            parts = _folder(path, dtype)
     elif path.is_file():
         parts = _single_file(path, config, dtype)
     else:
@@ -94,8 +98,11 @@ def own_size(path: Path, config: Path | None = None) -> int:
     unet, vae = (_json(Path(folder) / part / "config.json") for part in ("unet", "vae"))
     cells, blocks = unet.get("sample_size"), vae.get("block_out_channels")
     if not isinstance(cells, int) or not isinstance(blocks, list) or cells < 1:
-        raise UserError(
-            f"The configuration of {path.name!r} does not say for what size it was made: set width and height."
+        raise SettingError(
+            lambda name: (
+                f"The configuration of {path.name!r} does not say for what size it was made: set {name('width')} and "
+                f"{name('height')}."
+            )
         )
     return cells * 2 ** (len(blocks) - 1)
 
@@ -109,7 +116,20 @@ def _check_channels(taken: int, given: int, name: str) -> None:
 
 
 @contextmanager
-def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
+def _quiet() -> Iterator[None]:
+    """Keep the libraries from advertising others, giving advice that is not ours, and drawing bars of their own."""
+    with ExitStack() as stack:
+        for library in (diffusers_logging, transformers_logging):
+            stack.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity_error()
+            if library.is_progress_bar_enabled():
+                stack.callback(library.enable_progress_bar)
+                library.disable_progress_bar()
+        yield
+
+
+@contextmanager
+def _reading(what: str, advice: Callable[[Naming], str] = lambda _: "Is it whole?") -> Iterator[None]:
     """Turn what readers of files raise, which is anything where those are damaged or odd, into a sentence."""
     try:
         yield
@@ -119,9 +139,11 @@ def _reading(what: str, advice: str = "Is it whole?") -> Iterator[None]:
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         if isinstance(error, KeyError):
             reason = f"there is no {error}"
-        if isinstance(error, pickle.UnpicklingError):  # torch would advise to open it without protection
-            reason = "it is damaged, or there is more in it than weights"
-        raise UserError(f"{what} cannot be read: {reason}. {advice}") from error
+        raise _misfit(f"{what} cannot be read: {reason}.", advice) from error
+
+
+def _misfit(what_is_wrong: str, advice: Callable[[Naming], str]) -> SettingError:
+    return SettingError(lambda name: f"{what_is_wrong} {advice(name)}")
 
 
 # Folders
@@ -133,6 +155,10 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     if kind not in PIPELINES:
         raise UserError(f"{folder.name!r} holds a {kind}. Embeddings are trained here on {' or '.join(PIPELINES)}.")
     names = list(TEXT_ENCODERS)[: 1 + (kind == "StableDiffusionXLPipeline")]
+    # All of these first: the libraries would look for a missing one elsewhere, and tell of connections.
+    for name in ("unet", "vae", *names):
+        _json(folder / name / "config.json")
+    scheduler = _scheduler(folder)
     parts: dict[str, Any] = {}
     for name, model, options in (
         ("unet", UNet2DConditionModel, {"torch_dtype": dtype}),
@@ -140,18 +166,38 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         # With this, sizes that differ are told of as what is missing is, instead of in a table in the log.
         *((name, TEXT_ENCODERS[name], {"ignore_mismatched_sizes": True}) for name in names),
     ):
-        files = [file.name for file in (folder / name).glob("*.safetensors")]
-        variant = "fp16" if files and all(".fp16." in file for file in files) else None
+        safe = [file.name for file in (folder / name).glob("*.safetensors")]
+        files = safe or [file.name for file in (folder / name).glob("*.bin")]
+        if not files:
+            raise UserError(
+                f"The {name} in {folder.name!r} has no weights, neither a .safetensors nor a .bin: there are only "
+                f"{', '.join(sorted(file.name for file in (folder / name).iterdir()))}. Is the folder whole?"
+            )
+        if not safe:
+            _check_pickles(folder / name)
+        options |= {
+            "use_safetensors": bool(safe),
+            "variant": "fp16" if all(".fp16." in file for file in files) else None,
+        }
         with _reading(f"The {name} in {folder.name!r}"):
             loaded: Any = model.from_pretrained(
-                folder / name, variant=variant, local_files_only=True, output_loading_info=True, **options
+                folder / name, local_files_only=True, output_loading_info=True, **options
             )
         parts[name], loading = loaded
         _check_filled(loading, f"{name} in {folder.name!r}")
         parts[name].requires_grad_(False).eval()
     for name in names:
         parts[name].to(dtype)
-    return {**parts, **_tokenizers(folder, names), "scheduler": _scheduler(folder)}
+    return {**parts, **_tokenizers(folder, names), "scheduler": scheduler}
+
+
+def _check_pickles(folder: Path) -> None:
+    """Raise UserError for `.bin` weights that harm: the libraries have torch open them, which can freeze for ever."""
+    maps = [_json(index).get("weight_map") for index in folder.glob("*.bin.index.json")]
+    parts = {str(name) for names in maps if isinstance(names, dict) for name in names.values()}
+    for file in {*folder.glob("*.bin"), *(folder / name for name in parts)}:
+        if file.is_file():
+            pickles.load(file)
 
 
 def _check_filled(loading: Mapping[str, Any], what: str) -> None:
@@ -199,6 +245,10 @@ def _tokenizers(folder: Path, text_encoders: list[str]) -> dict[str, Any]:
         is_openai = _json(folder / text_encoder / "config.json").get("hidden_act") == "quick_gelu"
         tokenizers[name] = clip_tokenizer("<|endoftext|>" if is_openai else "!")
         if (folder / name).is_dir():
+            if not any((folder / name / file).is_file() for file in ("vocab.json", "tokenizer.json")):
+                raise UserError(
+                    f"The {name} in {folder.name!r} has no words: neither vocab.json nor tokenizer.json. Is it whole?"
+                )
             with _reading(f"The {name} in {folder.name!r}"):
                 own: Any = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
             # Where "!" pads, published folders have the tokenizer treat every "!" in a text as padding. So their own
@@ -239,8 +289,12 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
     folder = CONFIGS / family if config is None else Path(config)
     names = list(TEXT_ENCODERS)[: 1 + (family == "sdxl")]
     _check_file_channels(weights, path.name)
-    advice = "Give a folder with its configurations as config" if config is None else "Correct the config"
-    advice += ", or check that the file is whole."
+
+    def advice(name: Naming) -> str:
+        mended = f"Give a folder with its configurations as {name('model_config')}"
+        mended = mended if config is None else f"Correct {name('model_config')}"
+        return f"{mended}, or check that the file is whole."
+
     # All of them first: transformers would look for a missing one elsewhere.
     configs = {name: _json(folder / name / "config.json") for name in ("unet", "vae", *names)}
     with _reading(f"The configuration in {folder.name!r}"), torch.device("meta"):
@@ -273,13 +327,10 @@ def _single_file(path: Path, config: Path | None, dtype: torch.dtype) -> dict[st
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    advice = "Is it whole, and a .safetensors? A .ckpt that holds more than weights is not opened, because it could "
-    advice += "run code; get the model as .safetensors."
-    with _reading(repr(path.name), advice):
-        if path.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
+        with _reading(repr(path.name)):
             return load_file(path)
-        # Old checkpoints are pickles, which may run code; torch reads only those that need none.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    loaded = pickles.load(path)
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     loaded = loaded if isinstance(loaded, dict) else {}
     return {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -317,7 +368,13 @@ def _prediction(weights: Mapping[str, Tensor], family: str) -> dict[str, Any]:
     return {}
 
 
-def _fill(model: torch.nn.Module, converted: Mapping[str, Tensor], dtype: torch.dtype, what: str, advice: str) -> None:
+def _fill(
+    model: torch.nn.Module,
+    converted: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    what: str,
+    advice: Callable[[Naming], str],
+) -> None:
     """Put `converted`, named as in diffusers, into the empty `model`. Raises UserError where it does not fit."""
     # Some versions of transformers, and some checkpoints, leave this part of the name out.
     converted = {name.removeprefix("text_model."): weight for name, weight in converted.items()}
@@ -326,10 +383,8 @@ def _fill(model: torch.nn.Module, converted: Mapping[str, Tensor], dtype: torch.
         weight = converted.get(name.removeprefix("text_model."))
         if weight is None or weight.shape != empty.shape:
             is_there = "is not there" if weight is None else f"has shape {list(weight.shape)}"
-            raise UserError(
-                f"The {what} is not what its configuration says: {name} {is_there}, it should have "
-                f"{list(empty.shape)}. {advice}"
-            )
+            wrong = f"{name} {is_there}, it should have {list(empty.shape)}"
+            raise _misfit(f"The {what} is not what its configuration says: {wrong}.", advice)
         filled[name] = weight.to(dtype).contiguous()
     model.load_state_dict(filled, assign=True)
     model.requires_grad_(False).eval()

@@ -10,8 +10,9 @@ import re
 from pathlib import Path, PurePath, PureWindowsPath
 
 from ..errors import UserError
+from ..picture_kinds import FURTHER_KINDS
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", *FURTHER_KINDS)
 
 
 def _natural(path: Path) -> list[list[str | int]]:

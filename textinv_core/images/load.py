@@ -10,14 +10,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..devices import is_out_of_memory
-from ..errors import UserError
+from ..errors import SettingError, UserError
 from ..image_settings import CAPTIONS
 from ..picture import Picture, unmasked
+from ..picture_kinds import FURTHER_KINDS
 from ..prompts import filename_words, sidecar_caption
 from .folders import EXTENSIONS, contained_folder, is_inside, list_images
 
+log = logging.getLogger("textinv")
+
 # Only these of pillow's readers are tried: others start programs (EPS) or do not belong to the files that are listed.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", *FURTHER_KINDS.values())
 MAX_PIXELS = 100_000_000
 # What counts as white in grey pictures of 16 bits and more: the first of these that is not exceeded.
 WHITES = {"I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
@@ -119,11 +122,13 @@ def _report(count: int, skipped: list[tuple[str, str]], base: Path, folder: str,
     left_out = "".join(f"\n  {name}: {reason}" for name, reason in skipped)
     if count:
         if left_out:
-            logging.warning("Left out of the pictures in %r:%s", folder, left_out)
+            log.warning("Left out of the pictures in %r:%s", folder, left_out)
         return
     if left_out:
         raise UserError(f"None of the pictures in the folder {folder!r} can be read:{left_out}")
     deeper = 0 if recursive else len(list_images(base, recursive=True))
-    hint = f"The folders in it have {deeper}: switch `recursive` on." if deeper else "Put the pictures to learn there."
     kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
-    raise UserError(f"The folder {folder!r} has no pictures ({kinds}). {hint}")
+    nothing = f"The folder {folder!r} has no pictures ({kinds})."
+    if deeper:
+        raise SettingError(lambda name: f"{nothing} The folders in it have {deeper}: switch {name('recursive')} on.")
+    raise UserError(f"{nothing} Put the pictures to learn there.")

@@ -94,6 +94,17 @@ def _read(record: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
+def is_done(job: Job, folder: Path) -> bool:
+    """Whether the record in `folder` says that a job has been done, with these settings."""
+    record = _read(folder / "job.json")
+    return record.get("state") == "done" and record.get("settings") == _as_read(job)
+
+
+def _as_read(job: Job) -> dict[str, Any]:
+    """A job's settings as a record has them: tuples are lists."""
+    return json.loads(json.dumps(dict(job.settings)))
+
+
 def _settle(
     job: Job,
     folder: Path,
@@ -108,12 +119,11 @@ def _settle(
     """
     path = folder / "job.json"
     record = _read(path)
-    settings = json.loads(json.dumps(dict(job.settings)))  # as they come back: tuples are lists
-    if record.get("settings") == settings:
-        if record.get("state") == "done":
-            return Outcome(job.name, "there")
-        if record != before:
-            return Outcome(job.name, "failed", str(record.get("message")))
+    settings = _as_read(job)
+    if is_done(job, folder):
+        return Outcome(job.name, "there")
+    if record.get("settings") == settings and record != before:
+        return Outcome(job.name, "failed", str(record.get("message")))
     # What it says is no longer so once there are new files.
     path.unlink(missing_ok=True)
     log.info(f"textinv: job {job.name}")

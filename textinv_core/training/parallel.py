@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import SettingError
 from .settings import TrainSettings
 
 # Others wait so long for a process, say for the first while it makes pictures between two steps.
@@ -116,7 +116,9 @@ def shared(settings: TrainSettings, count: int) -> TrainSettings:
         if pictures % (size * count) == 0:
             return replace(settings, batch_size=size, gradient_accumulation=pictures // size)
     more = -(-settings.gradient_accumulation // count) * count
-    raise UserError(
-        f"{count} processes cannot share a step of {pictures} pictures evenly. Start as many as divide them, or set "
-        f"gradient_accumulation to {more} for {settings.batch_size * more} pictures a step."
+    raise SettingError(
+        lambda name: (
+            f"{count} processes cannot share a step of {pictures} pictures evenly. Start as many as divide them, or "
+            f"set {name('gradient_accumulation')} to {more} for {settings.batch_size * more} pictures a step."
+        )
     )

@@ -1,25 +1,36 @@
 """What a training is told."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 from typing_extensions import Doc
 
-from ..errors import UserError
+from ..errors import SettingError, UserError, check_choice
 
 GRADIENT_CLIPPING = ("off", "norm", "value")
 LOSS_WEIGHTING = ("none", "min_snr")
 GRADIENT_CHECKPOINTING = ("auto", "on", "off")
+# The least and the most of each number that has both.
+RANGES = {
+    "steps": (1, 1_000_000),
+    "batch_size": (1, 1024),
+    "gradient_accumulation": (1, 1024),
+    "seed": (0, 2**64 - 1),
+    "min_timestep": (0, 999),
+    "max_timestep": (1, 1000),
+    "save_every": (0, 1_000_000),
+}
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """The settings of one training.
 
-    learning_rate: in A1111's grammar, see `schedule.LearningRateSchedule`. Batch sizes and steps are at least 1, seeds
-    0 to 2^64 - 1, timesteps 0 to 1000, the smaller one first.
+    learning_rate: in A1111's grammar, see `schedule.LearningRateSchedule`. Whole numbers are as `RANGES` says, with
+    min_timestep below max_timestep.
 
-    Raises UserError, naming the value, for one out of range.
+    Raises UserError, naming the setting, the value and what it can be, for one out of range.
     """
 
     template: Annotated[
@@ -87,20 +98,25 @@ class TrainSettings:
     ] = 100
 
     def __post_init__(self):
-        checks = {
-            "template": bool(self.template),
-            "steps": self.steps >= 1,
-            "batch_size": self.batch_size >= 1,
-            "gradient_accumulation": self.gradient_accumulation >= 1,
-            "seed": 0 <= self.seed < 2**64,
-            "gradient_clipping": self.gradient_clipping in GRADIENT_CLIPPING,
-            "clip_at": self.clip_at > 0,
-            "min_timestep": 0 <= self.min_timestep < self.max_timestep,
-            "max_timestep": self.max_timestep <= 1000,
-            "loss_weighting": self.loss_weighting in LOSS_WEIGHTING,
-            "gradient_checkpointing": self.gradient_checkpointing in GRADIENT_CHECKPOINTING,
-            "save_every": self.save_every >= 0,
-        }
-        for name, good in checks.items():
-            if not good:
-                raise UserError(f"The training cannot start: {name} cannot be {getattr(self, name)!r}.")
+        if not self.template:
+            raise UserError("The training cannot start: the template cannot be (), without a line. Give it one.")
+        for setting, (least, most) in RANGES.items():
+            self._check(setting, least <= getattr(self, setting) <= most, f"it can be {least} to {most}")
+        if self.min_timestep >= self.max_timestep:
+            raise SettingError(
+                lambda name: (
+                    f"The training cannot start: {name('min_timestep')} cannot be {self.min_timestep} with "
+                    f"{name('max_timestep')} {self.max_timestep}; it has to be below that."
+                )
+            )
+        self._check("clip_at", 0 < self.clip_at < math.inf, "it has to be a number above 0")
+        check_choice("gradient_clipping", self.gradient_clipping, GRADIENT_CLIPPING)
+        check_choice("loss_weighting", self.loss_weighting, LOSS_WEIGHTING)
+        check_choice("gradient_checkpointing", self.gradient_checkpointing, GRADIENT_CHECKPOINTING)
+
+    def _check(self, setting: str, good: bool, possible: str) -> None:
+        value = getattr(self, setting)
+        if not good:
+            raise SettingError(
+                lambda name: f"The training cannot start: {name(setting)} cannot be {value!r}; {possible}."
+            )

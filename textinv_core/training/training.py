@@ -1,6 +1,7 @@
 """A training in progress: one optimizer step at a time, so that whoever runs it decides what to do between them."""
 
 import copy
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from .learnable import Address, Batch, Learnable
 from .objective import draw_noise, prediction_loss
 from .parallel import ALONE, Processes
 from .settings import TrainSettings
+
+log = logging.getLogger("textinv")
 
 ZERO_GRADIENT_STEPS = 20
 # Latents of up to so many bytes in all stay on the model's device; more are sent there batch by batch.
@@ -99,6 +102,11 @@ class Training:
         state: Mapping[str, Any] | None = None,
     ):
         self._rates = check(learnable, examples, settings, processes)
+        if settings.batch_size > len(examples) and processes.rank == 0:
+            log.warning(
+                f"textinv: batches of {settings.batch_size} pictures were asked for, and there are {len(examples)}; "
+                "each batch has all of them."
+            )
         self.learnable, self.settings = learnable, settings
         self.step, self.last_step = learnable.step, self._rates.last_step
         self._model, self._processes = model, processes

@@ -220,6 +220,17 @@ def main():
         ]
         result["attention without backward is replaced"] = torch.allclose(*attended)
 
+        told = []
+        listener = logging.Handler()
+        listener.emit = told.append
+        logging.root.addHandler(listener)
+        with host.trainable(example.latent, 1) as trainable:
+            for _ in range(3):
+                trainable.conditions(["a embedding:nowhere"], [{}], [example.latent])
+        logging.root.removeHandler(listener)
+        missing = [record for record in told if "nowhere" in record.getMessage()]
+        result["a name that is not there is told of once"] = len(missing) == 1 and not logging.root.filters
+
         mute = copy.copy(clip)
         mute.tokenizer = copy.copy(clip.tokenizer)
         for attribute, tokenizer in vars(mute.tokenizer).items():
