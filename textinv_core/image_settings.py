@@ -66,7 +66,7 @@ class ImageSettings:
             raise SettingError(
                 lambda name: (
                     f"Pictures cannot be made {self.width}x{self.height} pixels: {name('width')} and {name('height')} "
-                    f"can be {least} to {most} each, best 64 or more, in multiples of 8; or 0 for the size the model "
+                    f"can be {least} to {most} each; use 64 or more, in multiples of 8, or 0 for the size the model "
                     "was made for."
                 )
             )

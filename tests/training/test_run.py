@@ -23,11 +23,12 @@ from tests.fakes import (
 )
 from textinv_core import load_embedding
 from textinv_core.shuffle import ShuffleConfig
+from textinv_core.signals import SIGNALS
 from textinv_core.training import folder as folder_module
 from textinv_core.training import run as run_module
 from textinv_core.training.folder import RunFolder
 from textinv_core.training.learnable import LearnableEmbedding
-from textinv_core.training.run import SIGNALS, Ended, Saved, duration, run
+from textinv_core.training.run import Ended, Saved, duration, run
 from textinv_core.training.settings import TrainSettings
 from textinv_core.training.training import Step, Training, TrainingError
 

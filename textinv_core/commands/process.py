@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from ..signals import SIGNALS
+
 
 class Told(KeyboardInterrupt):
     """Another signal than Ctrl-C's has told the process to end: it is to end in the same way."""
@@ -31,10 +33,15 @@ def heed_signals() -> None:
 
     To be called from the main thread.
     """
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+    for number in SIGNALS:
+        if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+
+
+def ignore_signals() -> None:
+    """From now on heed none of these, Ctrl-C included. To be called from the main thread."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Lasting(io.RawIOBase):

@@ -107,12 +107,10 @@ def train(
         if are_jobs:
             _train_jobs(todo, report, naming)
         else:
-            from ..devices import device_called
             from ..training.parallel import join
 
             processes = join()
             with failing(report, USAGE, naming):
-                device_called(todo[0].device)
                 plan = _shared(todo[0], processes, report)
                 pictures = checked_pictures(plan, report, processes)
             trained = train_one(plan, pictures, report, processes, _command(processes))
@@ -267,17 +265,20 @@ def _root(plan: Plan) -> Path:
 
 
 def checked_pictures(plan: Plan, report: Report, processes: "Processes | None" = None) -> "Sequence[Picture]":
-    """The pictures of a training, when all is checked that can be known before its model is loaded.
+    """The pictures of a training, when all is checked that can be known before its model is loaded; says in what size
+    they are where that is the model's own.
 
     Raises UserError for what keeps it from starting, and OSError.
     """
     import torch
 
+    from ..devices import device_called
     from ..training.examples import Example
     from ..training.learnable import LearnableEmbedding
     from ..training.parallel import ALONE
     from ..training.training import check
 
+    device_called(plan.device)
     start = check_embeddings(plan)
     images = own_size(plan.images, plan.model, plan.model_config)
     if images != plan.images:

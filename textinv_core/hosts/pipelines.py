@@ -98,8 +98,11 @@ def own_size(path: Path, config: Path | None = None) -> int:
     unet, vae = (_json(Path(folder) / part / "config.json") for part in ("unet", "vae"))
     cells, blocks = unet.get("sample_size"), vae.get("block_out_channels")
     if not isinstance(cells, int) or not isinstance(blocks, list) or cells < 1:
-        raise UserError(
-            f"The configuration of {path.name!r} does not say for what size it was made: set width and height."
+        raise SettingError(
+            lambda name: (
+                f"The configuration of {path.name!r} does not say for what size it was made: set {name('width')} and "
+                f"{name('height')}."
+            )
         )
     return cells * 2 ** (len(blocks) - 1)
 

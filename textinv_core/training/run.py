@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..signals import SIGNALS
 from .folder import LossRow, RunFolder
 from .training import Step, Training, TrainingError
 
 log = logging.getLogger("textinv")
 
-# What ends a program from outside; Windows has no SIGHUP.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 FIRST_STEPS = 3  # tell how long steps take
 SLOW = 10  # seconds a step
 
