@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("msgspec")  # for settings files
+if sys.platform != "linux":
+    pytest.skip("memory is measured as Linux tells of it", allow_module_level=True)
 
 from tests.formats import fuzz
 from tests.processes import environment
 from textinv_core import load_embedding
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells of it")
 
 
 def run(first: int, count: int) -> str:

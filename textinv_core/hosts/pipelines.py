@@ -167,7 +167,7 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         *((name, TEXT_ENCODERS[name], {"ignore_mismatched_sizes": True}) for name in names),
     ):
         safe = [file.name for file in (folder / name).glob("*.safetensors")]
-        files = safe or [file.name for file in (folder / name).glob("*.bin")]
+        files = safe or [file.name for file in (folder / name).glob("*.bin*")]  # or the index of some
         if not files:
             raise UserError(
                 f"The {name} in {folder.name!r} has no weights, neither a .safetensors nor a .bin: there are only "
