@@ -78,7 +78,7 @@ class TextInvLoadImages(io.ComfyNode):
             filename_word_regex or None,
             filename_join_string,
         )
-        return io.NodeOutput(*as_lists(loaded.pictures))
+        return io.NodeOutput(*as_lists([*loaded]))
 
 
 def _chosen(folder: str, folder_text: str) -> str:

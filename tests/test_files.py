@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from textinv_core.files import numbered, write_atomically
+from textinv_core.files import numbered, readable_stem, write_atomically
 
 
 def test_writes_and_replaces(tmp_path):
@@ -76,3 +76,12 @@ def test_numbered_minds_files_of_other_suffixes(tmp_path):
     (tmp_path / "cat_2.bin").touch()
     assert numbered(tmp_path / "cat.png", (".pt", ".bin")) == tmp_path / "cat_3.png"
     assert numbered(tmp_path / "cat.png") == tmp_path / "cat.png"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are no bytes on Windows")
+@pytest.mark.parametrize(
+    ("name", "text"), [(b"a cat.png", "a cat"), ("café.png".encode(), "café"), (b"\xe9.png", "\ufffd")]
+)
+def test_any_name_is_text_that_can_be_written(name, text):
+    assert readable_stem(os.fsdecode(name)) == text
+    assert readable_stem(name.decode("ascii", "surrogateescape")) == text  # where the locale is C

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and their names as text."""
 
 import os
 from pathlib import Path
@@ -36,3 +36,9 @@ def numbered(path: Path, suffixes: tuple[str, ...] = ()) -> Path:
         n += 1
         free = path.with_stem(f"{path.stem}_{n}")
     return free
+
+
+def readable_stem(path: str | os.PathLike[str]) -> str:
+    """A file's name without its extension, as text that can be written anywhere: names may hold bytes that are none,
+    and none but ASCII is text where Python takes that for the system's encoding."""
+    return os.fsencode(Path(path).stem).decode("utf-8", "replace")

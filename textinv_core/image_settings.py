@@ -38,11 +38,11 @@ class ImageSettings:
     width: Annotated[
         int,
         Doc(
-            "Pixels. What the model was made for learns best: 512 for SD1.x, 768 for most SD2.x, 1024 for SDXL; half "
-            "of it takes a quarter of the time and loses detail."
+            "Pixels; 0 takes what the model was made for, which learns best: 512 for SD1.x, 768 for most SD2.x, 1024 "
+            "for SDXL. Half of it takes a quarter of the time and loses detail."
         ),
-    ] = 512
-    height: Annotated[int, Doc("Pixels, as width.")] = 512
+    ] = 0
+    height: Annotated[int, Doc("Pixels, as width.")] = 0
     resize: Annotated[
         str,
         Doc(
@@ -62,10 +62,11 @@ class ImageSettings:
         check_choice("resize", self.resize, RESIZE_MODES)
         filename_words("", self.filename_word_regex)
         least, most = SIDES
-        if not (least <= self.width <= most and least <= self.height <= most):
+        if not all(side == 0 or least <= side <= most for side in (self.width, self.height)):
             raise SettingError(
                 lambda name: (
                     f"Pictures cannot be made {self.width}x{self.height} pixels: {name('width')} and {name('height')} "
-                    f"can be {least} to {most} each; use 64 or more, in multiples of 8."
+                    f"can be {least} to {most} each; use 64 or more, in multiples of 8, or 0 for the size the model "
+                    "was made for."
                 )
             )

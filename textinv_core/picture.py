@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -20,3 +21,9 @@ class Picture:
     mask: Tensor
     caption: str
     name: str
+
+
+def unmasked(pixels: Tensor) -> Tensor:
+    """The mask of a picture [H, W, ...] in which nothing is masked: all ones, each the same place in memory, so not to
+    be written into."""
+    return torch.ones((), device=pixels.device).expand(pixels.shape[:2])

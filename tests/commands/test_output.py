@@ -3,12 +3,14 @@
 import errno
 import json
 import logging
+import signal
 
 import pytest
 
 pytest.importorskip("cyclopts")
 
 from textinv_core.commands.output import PATIENCE, Report, failing, logging_to_stderr, sentence, without_comma
+from textinv_core.commands.process import Told
 from textinv_core.errors import UserError
 from textinv_core.training.training import TrainingError
 
@@ -81,8 +83,9 @@ def test_with_json_failures_are_facts_too(capsys):
     assert json.loads(capsys.readouterr().out) == {"event": "error", "message": "why", "exit_code": 1}
 
 
-def test_an_interrupt_is_130():
+def test_an_interrupt_has_the_status_of_its_signal():
     assert status(KeyboardInterrupt()) == 130
+    assert status(Told(signal.SIGTERM)) == 143
 
 
 @pytest.mark.parametrize(
@@ -103,5 +106,10 @@ def test_the_log_takes_the_place_of_the_bar_and_is_as_it_was_afterwards(capsys):
 
 
 def test_want_of_memory_is_a_sentence_whatever_torch_calls_it(capsys):
-    assert status(RuntimeError("CUDA error: out of memory")) == 1
-    assert capsys.readouterr().err == "CUDA error: out of memory\n"
+    for error in (
+        "CUDA error: out of memory",
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.",
+    ):
+        assert status(RuntimeError(error)) == 1
+        said = capsys.readouterr().err
+        assert error not in said and "not enough memory" in said and "gradient_checkpointing" in said

@@ -36,7 +36,7 @@ def test_the_least_takes_every_default_of_the_core():
     made = plan({})
     assert made.train == TrainSettings(TEMPLATES["subject"])
     assert (made.model, made.name, made.images.folder) == (Path("m.safetensors"), "cat", Path("cats"))
-    assert (made.images.width, made.shuffle.mode, made.vectors) == (512, "off", 2)
+    assert (made.images.width, made.shuffle.mode, made.vectors) == (0, "off", 2)
 
 
 def test_the_defaults_are_the_preset_for_a_subject():
@@ -158,7 +158,7 @@ def test_a_key_that_means_nothing_is_named_with_the_nearest_that_does(tables, ke
         ({"name": "my cat"}, "Try 'my_cat'"),
         ({"name": ""}, "no name"),
         ({"images": {"flip": True}}, "--images"),
-        ({"images": {"folder": "a", "width": 0}}, "0x512"),
+        ({"images": {"folder": "a", "width": -8}}, "-8x0"),
         (
             {"images": {"folder": "a", "captions": "txt"}},
             "captions cannot be 'txt'; there are auto, sidecar, filename, none",

@@ -64,6 +64,14 @@ def test_a_training_leaves_the_embedding_and_its_record(textinv, world, tmp_path
     assert str(tmp_path / "cat.safetensors") in done.out and str(folder) in done.out
 
 
+@pytest.mark.parametrize(("told", "size"), [([], "64x64"), (["--height", 32], "64x32")])
+def test_the_size_is_the_model_s_own_where_none_is_set(textinv, world, tmp_path, told, size):
+    flags = [*world.model, "--images", world.folder / "pictures", "--init-text", "figure", *told]
+    done = textinv("train", *flags, "--name", "cat", "--steps", 1, "--output", tmp_path)
+    assert done.code == 0 and size in done.out
+    assert load_embedding(tmp_path / "cat.safetensors").metadata["modelspec.resolution"] == size
+
+
 def test_with_json_every_line_is_a_fact(textinv, world, tmp_path):
     told = ("--name", "cat", "--steps", 3, "--save-every", 2, "--output", tmp_path, "--json")
     done = textinv("train", *world.flags, *told)
@@ -157,6 +165,7 @@ def test_going_on_with_another_model_forgets_the_earlier_one(textinv, world, tmp
         (["--images", "nowhere"], "--images is 'nowhere'"),
         (["--model", "nowhere"], "--model is 'nowhere'"),
         (["--from", "nowhere"], "--from is 'nowhere'"),
+        *((["--device", name], f"no device '{name}' here") for name in ("meta", "cuda:9", "hpu", "xyz", "")),
     ],
 )
 def test_settings_it_cannot_use_end_with_2(textinv, world, told, words, nothing_loaded, tmp_path, monkeypatch):
@@ -183,21 +192,28 @@ def test_what_fails_ends_with_1(textinv, world, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be sent Ctrl-C by itself")
-@pytest.mark.parametrize("times", [1, 2])  # wrappers may send it to the process, and to its group
+@pytest.mark.parametrize(
+    ("name", "times", "status"),
+    [
+        ("SIGINT", 2, 130),  # wrappers may send it to the process, and to its group
+        pytest.param("SIGTERM", 1, 143, marks=pytest.mark.long),
+        pytest.param("SIGHUP", 2, 129, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(
-    start, ended, textinv, world, tmp_path, monkeypatch, times
+    start, ended, textinv, world, tmp_path, monkeypatch, name, times, status
 ):
     process = start("train", *world.flags, "--name", "my-cat", "--steps", 100_000, "--json")
     for line in process.stdout:
         if json.loads(line).get("step", 0) >= 3:
             break
     for _ in range(times):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         time.sleep(0.02)  # the second while what the first has begun is under way
     stopped = ended(process)
-    assert stopped.code == 130 and "Traceback" not in stopped.err
+    assert stopped.code == status and "Traceback" not in stopped.err
     last = stopped.facts[-1]
-    assert (last["event"], last["exit_code"]) == ("error", 130)
+    assert (last["event"], last["exit_code"]) == ("error", status)
     kept = stopped.event("saved")["path"]
     go_on = last["go_on"]
     assert go_on in stopped.err
@@ -214,10 +230,52 @@ def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(
     assert (done["name"], done["step"]) == ("my-cat", step + 2)
 
 
-def test_a_disk_that_is_full_at_the_end_is_said_with_the_newest_copy(textinv, world, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be sent SIGTERM by itself")
+def test_a_signal_before_the_first_step_ends_with_a_sentence(start, ended, world):
+    process = start("train", *world.flags, "--name", "cat")
+    next(process.stdout)
+    process.send_signal(signal.SIGTERM)
+    stopped = ended(process)
+    assert (stopped.code, stopped.err) == (143, "Stopped.\n")
 
+
+@pytest.mark.long
+def test_a_reader_that_has_gone_costs_nothing(start, world, tmp_path):
+    process = start("train", *world.flags, "--name", "cat", "--steps", 3, "--json")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(300) == 0
+    assert load_embedding(tmp_path / "output" / "cat.safetensors").step == 3
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_what_can_be_written_nowhere_is_held_until_it_can_be(textinv, world, tmp_path, monkeypatch):
+    command = sys.modules["textinv_core.commands.train"]  # the package has the function under that name
+    waits = []
+
+    def full_for_two_waits(*arguments):
+        save_embedding(*arguments) if len(waits) == 2 else full()
+
+    monkeypatch.setattr("textinv_core.formats.save_embedding", full_for_two_waits)
+    monkeypatch.setattr("textinv_core.training.folder.save_embedding", full)
+    monkeypatch.setattr(command.time, "sleep", waits.append)
+    done = textinv("train", *world.flags, "--name", "cat", "--steps", 1, "--output", tmp_path)
+    assert done.code == 0 and waits == [command.TRY_AGAIN] * 2
+    assert done.out.count("can be written nowhere") == 1
+    assert load_embedding(tmp_path / "cat.safetensors").step == 1
+
+
+def test_a_plot_that_cannot_be_written_costs_nothing_else(textinv, world, tmp_path, monkeypatch):
+    monkeypatch.setattr("textinv_core.training.folder.save_picture", full)
+    done = textinv("train", *world.flags, "--name", "cat", "--steps", 1, "--plot", "--output", tmp_path, "--json")
+    assert done.code == 0 and "No space left" in done.err
+    assert load_embedding(done.event("done")["embedding"]).step == 1
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_with_the_newest_copy(textinv, world, tmp_path, monkeypatch):
     monkeypatch.setattr("textinv_core.formats.save_embedding", full)  # not the run's own copies
     done = textinv("train", *world.flags, "--name", "cat", "--steps", 1, "--output", tmp_path)
     assert done.code == 1 and "No space left on device" in done.err

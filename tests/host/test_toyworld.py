@@ -85,7 +85,7 @@ def test_both_hosts_learn_the_same(server, character):
 
     record = json.loads((run / "settings.json").read_text())
     host = load(TOYWORLD / "toyworld.safetensors", config=TOYWORLD)
-    pictures = load_folder(TOYWORLD, "pictures", captions="none").pictures
+    pictures = list(load_folder(TOYWORLD, "pictures", captions="none"))
     examples = encoded_examples(host, pictures)
     start = host.create_embedding("my-character", "figure", 4)
     of_both = {"steps": steps, "batch_size": 4, "gradient_accumulation": 1, "learning_rate": "0.005", "seed": 3}

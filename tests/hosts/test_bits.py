@@ -38,7 +38,7 @@ TRAININGS = {
 def test_a_training_gives_the_recorded_bits(name):
     dtype, template, settings, shuffle = TRAININGS[name]
     host = load(WORLD / "toyworld.safetensors", WORLD, dtype=dtype)
-    pictures = load_folder(WORLD, "pictures").pictures
+    pictures = list(load_folder(WORLD, "pictures"))
     pictures[2] = replace(pictures[2], mask=torch.linspace(0, 1, 64).expand(64, 64))
     examples = encoded_examples(host, pictures)
     start = host.create_embedding("cat", "figure", 3)

@@ -175,6 +175,40 @@ def test_a_tokenizer_without_words_is_refused(tmp_path):
         pipelines.load(folder)
 
 
+def test_the_size_a_model_was_made_for_is_known_without_loading_it(tmp_path, monkeypatch):
+    folder = save_pipeline(tmp_path / "own")
+    config = folder / "unet" / "config.json"
+    with pytest.raises(UserError, match="does not say for what size"):
+        pipelines.own_size(folder)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 24}))
+    monkeypatch.setattr(pipelines, "_folder", None)
+    monkeypatch.setattr(pipelines, "_single_file", None)
+    assert pipelines.own_size(folder) == 24  # a VAE without levels: a pixel a cell
+    for family, prefix, size in (
+        ("sd1", "cond_stage_model.transformer.", 512),
+        ("sdxl", "conditioner.embedders.1.model.", 1024),
+    ):
+        keys = {"model.diffusion_model.x": torch.ones(1), f"{prefix}x": torch.ones(1)}
+        save_file(keys, tmp_path / f"{family}.safetensors")
+        assert pipelines.own_size(tmp_path / f"{family}.safetensors") == size
+        assert pipelines.own_size(tmp_path / f"{family}.safetensors", folder) == 24
+    with pytest.raises(FileNotFoundError, match="no model"):
+        pipelines.own_size(tmp_path / "none")
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="no checkpoint of SD1"):
+        pipelines.own_size(tmp_path / "other.safetensors")
+
+
+def test_want_of_memory_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    def load(_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(pipelines, "load_file", load)
+    with pytest.raises(RuntimeError, match="allocate"):
+        pipelines.load(tmp_path / "a.safetensors")
+
+
 def test_the_tokenizer_of_a_folder(tmp_path):
     folder = save_pipeline(tmp_path / "model")
     for file in (folder / "tokenizer").iterdir():

@@ -25,7 +25,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def training(device: str, precision: str, **changed) -> tuple[list[float], list[simgpu.Waits]]:
     """The losses of four steps, and for each what was counted."""
     host = load(WORLD / "toyworld.safetensors", WORLD, device=device, dtype=PRECISIONS[precision])
-    examples = encoded_examples(host, load_folder(WORLD, "pictures").pictures)
+    examples = encoded_examples(host, list(load_folder(WORLD, "pictures")))
     start = host.create_embedding("cat", "figure", 3)
     settings = TrainSettings(TEMPLATE, 4, "0.005", batch_size=2, seed=3, loss_weighting="min_snr", **changed)
     losses, counted = [], []
@@ -67,7 +67,7 @@ def test_an_embedding_that_is_known_stands_beside_the_one_in_training():
     for device in ("cpu", "simgpu"):
         host = load(WORLD / "toyworld.safetensors", WORLD, device=device)
         host = host.knowing([host.create_embedding("ink", "figure", 2)])
-        example = encoded_examples(host, load_folder(WORLD, "pictures").pictures)[0]
+        example = encoded_examples(host, list(load_folder(WORLD, "pictures")))[0]
         start = host.create_embedding("cat", "figure", 3)
         with host.trainable(example.latent, 1) as model:
             steps = train(model, [example], start, TrainSettings(("[name] in embedding:ink",), 1))

@@ -67,3 +67,7 @@ def test_bad_sidecars_are_named(tmp_path):
     sidecar.write_bytes("grün".encode("latin-1"))
     with pytest.raises(UserError, match=r"'boat.txt' is not UTF-8"):
         filewords(tmp_path / "boat.png")
+
+
+def test_a_name_that_is_no_text_gives_words_that_are():
+    assert filename_words("caf\udce9 au lait.png").encode() == "caf\ufffd au lait".encode()

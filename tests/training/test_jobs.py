@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from textinv_core.devices import in_words
 from textinv_core.errors import UserError
+from textinv_core.files import write_atomically
 from textinv_core.training import jobs as module
 from textinv_core.training.jobs import Job, Outcome, is_done, run_jobs
 from textinv_core.training.training import TrainingError
@@ -114,10 +116,10 @@ def test_a_re_run_goes_on_where_it_stopped(tmp_path, error):
 def test_a_job_that_fails_is_recorded_and_does_not_stop_the_others(tmp_path, error):
     runner = Runner(dog=error)
     outcomes = run_jobs(jobs("cat", "dog", "fox"), tmp_path, runner)
-    assert outcomes == [Outcome("cat", "done"), Outcome("dog", "failed", str(error)), Outcome("fox", "done")]
+    assert outcomes == [Outcome("cat", "done"), Outcome("dog", "failed", in_words(error)), Outcome("fox", "done")]
     assert runner.ran == ["cat", "dog", "fox"]
     record = json.loads((tmp_path / "dog" / "job.json").read_text())
-    assert (record["state"], record["message"]) == ("failed", str(error))
+    assert (record["state"], record["message"]) == ("failed", in_words(error))
     # What was wrong may have been put right since.
     runner = Runner()
     assert states(run_jobs(jobs("cat", "dog", "fox"), tmp_path, runner)) == {
@@ -133,6 +135,32 @@ def test_a_record_that_says_nothing_is_no_record(tmp_path, record):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "job.json").write_text(record, "latin-1")
     assert states(run_jobs(jobs("cat", seed=1), tmp_path, Runner())) == {"cat": "done"}
+
+
+def test_want_of_memory_is_told_in_our_words(tmp_path):
+    [outcome] = run_jobs(jobs("cat"), tmp_path, Runner(cat=RuntimeError("CUDA error: out of memory")))
+    assert "not enough memory" in outcome.message and "CUDA" not in outcome.message
+
+
+def test_a_record_that_cannot_be_written_is_tried_again_and_stops_no_job(tmp_path, monkeypatch, caplog):
+    tries = []
+
+    def full_once(path, data):
+        tries.append(path.parent.name)
+        if tries == ["cat"]:
+            raise OSError(28, "No space left on device")
+        write_atomically(path, data)
+
+    monkeypatch.setattr(module, "write_atomically", full_once)
+    assert [outcome.state for outcome in run_jobs(jobs("cat", "dog"), tmp_path, Runner())] == ["done", "done"]
+    assert [outcome.state for outcome in run_jobs(jobs("cat", "dog"), tmp_path, Runner())] == ["there", "there"]
+    assert caplog.text.count("No space left") == 1
+
+
+def test_a_job_that_cannot_even_be_claimed_does_not_stop_the_others(tmp_path):
+    (tmp_path / "cat" / "job.lock").mkdir(parents=True)
+    cat, dog = run_jobs(jobs("cat", "dog"), tmp_path, Runner())
+    assert (cat.state, dog.state) == ("failed", "done") and "job.lock" in cat.message
 
 
 def test_the_log_tells_what_is_run_and_what_failed(tmp_path, caplog):

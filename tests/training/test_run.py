@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +23,9 @@ from tests.fakes import (
 )
 from textinv_core import load_embedding
 from textinv_core.shuffle import ShuffleConfig
+from textinv_core.signals import SIGNALS
 from textinv_core.training import folder as folder_module
+from textinv_core.training import run as run_module
 from textinv_core.training.folder import RunFolder
 from textinv_core.training.learnable import LearnableEmbedding
 from textinv_core.training.run import Ended, Saved, duration, run
@@ -240,12 +243,12 @@ def test_an_interrupt_of_the_last_save_loses_nothing(tmp_path, expected, monkeyp
 
 @pytest.fixture
 def handlers():
-    """Ctrl-C and SIGTERM raise, as in the command line's processes; what they are set to."""
+    """Ctrl-C, SIGTERM and SIGHUP raise, as in the command line's processes; what they are set to."""
 
     def end(number, frame):
         raise SystemExit(128 + number)
 
-    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: end}
+    ours = {**dict.fromkeys(SIGNALS, end), signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in ours.items()}
     yield ours
     for number, handler in before.items():
@@ -253,7 +256,7 @@ def handlers():
 
 
 @pytest.mark.parametrize("written", ["save_embedding", "open"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_second_interrupt_does_not_disturb_the_save(tmp_path, expected, monkeypatch, handlers, number, written):
     write = getattr(folder_module, written, open)
 
@@ -365,6 +368,39 @@ def test_an_interrupt_while_the_disk_is_full(tmp_path, expected, full, is_freed,
     assert ("step 3 could not be kept; there is no copy" in caplog.text) != is_freed
 
 
+@pytest.fixture
+def refuges(tmp_path, monkeypatch):
+    """What can be written into besides a run's folder: where the root lies, the system's temporary folder, home."""
+    places = [tmp_path / name for name in ("output", "temporary", "home")]
+    for place in places:
+        place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(places[1]))
+    monkeypatch.setenv("HOME", str(places[2]))
+    monkeypatch.setenv("USERPROFILE", str(places[2]))
+    return places
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_what_the_folder_cannot_take_is_kept_wherever_it_can_be(expected, refuges, is_stopped, first, caplog):
+    folder = RunFolder.new(refuges[0] / "root", "cat")
+    (folder.path / "embeddings").write_text("no folder, so nothing can be written into it")
+    for gone in refuges[:first]:
+        shutil.rmtree(gone)
+    arguments = FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings(save_every=1)
+    events = run(Training(*arguments), folder)
+    step = 3 if is_stopped else 6
+    for _ in range(step):
+        next(events)
+    if is_stopped:
+        events.close()
+    else:
+        assert next(events).path == refuges[first] / "cat-6.safetensors"
+    kept = refuges[first] / f"cat-{step}.safetensors"
+    assert folder.newest() == kept and same(load_embedding(kept), expected[step][1])
+    assert f"kept in {kept}" in caplog.text and "What was learnt is in memory" in caplog.text
+
+
 def test_losses_that_cannot_be_written_do_not_cost_the_embedding(tmp_path, expected):
     (tmp_path / CSV).mkdir()
     with pytest.raises(Interrupted):
@@ -403,6 +439,26 @@ def test_a_training_error_says_what_is_kept_where(tmp_path, expected):
     assert len(rows(tmp_path)) == 3
 
 
+def test_copies_of_what_gave_no_finite_loss_are_taken_back(tmp_path, expected):
+    model = FakeModel(change=spoilt_from(4))
+    with pytest.raises(TrainingError, match="embedding of step 2 is kept in"):
+        run_training(model, fake_examples(), fake_embedding(), settings(save_every=1), tmp_path)
+    assert files(tmp_path / "embeddings") == ["cat-1.safetensors", "cat-2.safetensors"]
+    with pytest.raises(TrainingError, match="Nothing was learnt"):
+        run_training(
+            FakeModel(change=spoilt_from(2)), fake_examples(), fake_embedding(), settings(save_every=1), tmp_path
+        )
+    assert not files(tmp_path / "embeddings")
+
+
+def test_what_the_last_step_made_is_tried_too(tmp_path, expected):
+    model = FakeModel(change=spoilt_from(7))
+    with pytest.raises(TrainingError, match=r"The loss after step 6 is nan.*embedding of step 5 is kept in"):
+        run_training(model, fake_examples(), fake_embedding(), settings(6, save_every=1), tmp_path)
+    assert files(tmp_path / "embeddings") == [f"cat-{step}.safetensors" for step in range(1, 6)]
+    assert same(stored(tmp_path, 5), expected[5][1])
+
+
 def test_other_errors_pass_as_they_are(tmp_path):
     error = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -426,6 +482,13 @@ def test_an_error_in_the_first_step_leaves_no_embedding(tmp_path):
 def test_a_bad_schedule_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="No step is left"):
         run_training(FakeModel(), fake_examples(), fake_embedding(step=6), settings(6), tmp_path)
+
+
+@pytest.mark.parametrize(("slow", "times"), [(0, 1), (60, 0)])
+def test_what_would_be_quicker_is_said_once_where_steps_take_long(tmp_path, monkeypatch, caplog, slow, times):
+    monkeypatch.setattr(run_module, "SLOW", slow)
+    run_training(FakeModel(), fake_examples(), fake_embedding(), settings(6), tmp_path)
+    assert caplog.text.count("on this CPU. Quicker are smaller pictures") == times
 
 
 @pytest.mark.parametrize(

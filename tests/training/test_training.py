@@ -588,6 +588,41 @@ def with_infinite_gradient(calls):
     return change
 
 
+def test_a_gradient_that_is_not_finite_takes_back_the_step_that_it_was_computed_from():
+    model = FakeModel(change=with_infinite_gradient([4]))
+    training = Training(model, fake_examples(), LearnableEmbedding(fake_embedding()), settings(gradient_accumulation=1))
+    _, second, _ = islice(training.steps(), 3)
+    with pytest.raises(TrainingError, match="gradients of step 4 are not finite"):
+        training.advance()
+    assert training.learnt().step == 2 and same(training.learnt(), second.learnt)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda prediction, call: prediction * math.nan if call == 4 else prediction, "loss after step 3 is nan"),
+        (with_infinite_gradient([4]), "gradients after step 3 are not finite"),
+    ],
+)
+def test_what_the_last_step_made_must_give_a_finite_loss_and_gradient(change, words):
+    told = settings(3, gradient_accumulation=1)
+    training = Training(FakeModel(change=change), fake_examples(), LearnableEmbedding(fake_embedding()), told)
+    _, second, _ = training.steps()
+    with pytest.raises(TrainingError, match=words):
+        training.confirm()
+    assert training.learnt().step == 2 and same(training.learnt(), second.learnt)
+
+
+def test_confirming_changes_nothing():
+    trainings = [
+        Training(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings(6)) for _ in range(2)
+    ]
+    for _ in range(6):
+        one, other = (training.advance() for training in trainings)
+        trainings[0].confirm()
+        assert same(one.learnt, other.learnt) and one.loss == other.loss
+
+
 def test_a_gradient_that_is_not_finite_stops_with_the_last_good_vectors():
     run = train(FakeModel(change=with_infinite_gradient([4])), fake_examples(), fake_embedding(), settings())
     *_, last = islice(run, 3)
@@ -681,6 +716,8 @@ SHORT = [
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: not enough memory: you tried to allocate"),
+    RuntimeError("unable to mmap 1065353216 bytes from file <a.ckpt>: Cannot allocate memory (12)"),
 ]
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
 from ..hosts.precision import dtype_of
 from ..image_settings import ImageSettings
 from .plan import Plan
@@ -34,18 +33,14 @@ def load_model(model: Path, config: Path | None, device: str, precision: str) ->
 def _load_model(model: Path, config: Path | None, device: str, precision: str) -> "PipelineHost":
     import torch
 
+    from ..devices import device_called
     from ..hosts.diffusers import load
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    on = device_called(device)
     if precision == "auto":
-        half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+        half = on.type == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bf16" if half else "fp32"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {device!r} here: {str(error).splitlines()[0]}") from None
-    return load(model, config, device, dtype_of(precision))
+    return load(model, config, str(on), dtype_of(precision))
 
 
 def starting_embedding(plan: Plan, host: "PipelineHost") -> "Embedding":
@@ -59,11 +54,21 @@ def starting_embedding(plan: Plan, host: "PipelineHost") -> "Embedding":
     return continued(load_embedding(plan.from_), plan.name)
 
 
-def load_pictures(images: ImageSettings) -> "list[Picture]":
-    """The pictures that are trained on. Raises what `images.load_folder` does."""
-    import torch
+def own_size(images: ImageSettings, model: Path, config: Path | None) -> ImageSettings:
+    """`images` with the size the model was made for where they leave it to that; see `hosts.pipelines.own_size`."""
+    if images.resize == "keep" or (images.width and images.height):
+        return images
+    from ..hosts.pipelines import own_size
 
+    side = own_size(model, config)
+    return replace(images, width=images.width or side, height=images.height or side)
+
+
+def load_pictures(images: ImageSettings) -> "list[Picture]":
+    """The pictures that are trained on, in a size that is no longer left to the model. Raises what
+    `images.load_folder` does."""
     from ..images import load_folder, preprocess
+    from ..picture import unmasked
 
     folder = images.folder.resolve()
     pictures = load_folder(
@@ -73,7 +78,6 @@ def load_pictures(images: ImageSettings) -> "list[Picture]":
         images.captions,
         images.filename_word_regex or None,
         images.filename_join_string,
-    ).pictures
-    if not images.mask_loss:
-        pictures = [replace(picture, mask=torch.ones_like(picture.mask)) for picture in pictures]
-    return preprocess(pictures, images.width, images.height, images.resize, images.flip)
+    )
+    resized = preprocess(pictures, images.width, images.height, images.resize, images.flip)
+    return resized if images.mask_loss else [replace(each, mask=unmasked(each.pixels)) for each in resized]

@@ -16,8 +16,9 @@ from cyclopts import Parameter, Token
 from rich.console import Console
 
 from ..errors import Naming, SettingError, UserError
+from .process import status_of
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 AsJson = Annotated[
     bool,
     Parameter(
@@ -131,7 +132,7 @@ def complain(report: Report, message: str, code: int, **facts: Any) -> SystemExi
 
 @contextmanager
 def failing(report: Report, code: int = FAILED, naming: Naming = flag) -> Iterator[None]:
-    """Turn errors that are meant for the user into a `sentence` and the exit status `code`, an interrupt into 130.
+    """Turn errors that are meant for the user into a `sentence` and the exit status `code`, an interrupt into its own.
 
     Any other error is a mistake of ours and keeps its traceback.
     """
@@ -143,22 +144,22 @@ def failing(report: Report, code: int = FAILED, naming: Naming = flag) -> Iterat
             raise
         message = f"This command needs {missing}, which is not installed. Type: {INSTALL}"
         raise complain(report, message, FAILED) from None
-    except KeyboardInterrupt:
-        raise complain(report, "Stopped.", INTERRUPTED) from None
+    except KeyboardInterrupt as stopped:
+        raise complain(report, "Stopped.", status_of(stopped)) from None
     except Exception as error:
-        if not _is_for_the_user(error):
+        message = sentence(error, naming) if isinstance(error, UserError | OSError) else _want_of_memory(error)
+        if message is None:
             raise
-        raise complain(report, sentence(error, naming), code) from None
+        raise complain(report, message, code) from None
 
 
-def _is_for_the_user(error: Exception) -> bool:
-    if isinstance(error, UserError | OSError):
-        return True
+def _want_of_memory(error: Exception) -> str | None:
+    """What to say where `error` says that memory has run short, else None."""
     if "torch" not in sys.modules:  # which takes seconds to load, and cannot have run out of memory then
-        return False
-    from ..devices import is_out_of_memory
+        return None
+    from ..devices import in_words, is_out_of_memory
 
-    return is_out_of_memory(error)
+    return in_words(error) if is_out_of_memory(error) else None
 
 
 @contextmanager

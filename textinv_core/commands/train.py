@@ -16,9 +16,10 @@ from cyclopts import Parameter
 from ..errors import Naming, SettingError, UserError
 from .embeddings import check_embeddings, load_embeddings
 from .flags import Flags
-from .inputs import load_model, load_pictures, starting_embedding
-from .output import FAILED, INTERRUPTED, USAGE, AsJson, Report, complain, failing, logging_to_stderr, sentence
+from .inputs import load_model, load_pictures, own_size, starting_embedding
+from .output import FAILED, USAGE, AsJson, Report, complain, failing, logging_to_stderr, sentence
 from .plan import Plan, check_paths, facts_of
+from .process import status_of
 from .settings_file import called, of_job, plans, read_file
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..training.learn import Event
     from ..training.parallel import Processes
 
+TRY_AGAIN = 5  # seconds between tries to write what can be written nowhere
 RECENT = 20  # losses in the mean that is shown: single ones say more of their noise level than of progress
 
 
@@ -85,13 +87,13 @@ def train(
 
     All jobs are checked before the first is trained.
 
-    Ctrl-C keeps what was learnt and says how to go on. One training on several GPUs or processes, which share the
-    pictures of each step:
+    Ctrl-C keeps what was learnt and says how to go on; so do SIGTERM and SIGHUP, with which systems end what they run.
+    One training on several GPUs or processes, which share the pictures of each step:
 
         torchrun --nproc-per-node 2 -m textinv_core train ink.toml
 
-    Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted. (torchrun ends with 1
-    for all of these but 0, after a report of its own.)
+    Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted, 143 after SIGTERM, 129
+    after SIGHUP. (torchrun ends with 1 for all of these but 0, after a report of its own.)
     """
     report = Report(as_json, quiet=os.environ.get("RANK", "0") != "0")
     with failing(report, USAGE):
@@ -110,7 +112,7 @@ def train(
             processes = join()
             with failing(report, USAGE, naming):
                 plan = _shared(todo[0], processes, report)
-                pictures = checked_pictures(plan, processes)
+                pictures = checked_pictures(plan, report, processes)
             trained = train_one(plan, pictures, report, processes, _command(processes))
             if processes.rank == 0:
                 _finish(plan, trained, report)
@@ -153,31 +155,53 @@ class Trained:
     embedding: "Embedding"
     losses: list[float]
     folder: "RunFolder | None"
+    copy: Path | None  # of the embedding, in the run's folder or elsewhere
 
 
 def _finish(plan: Plan, trained: Trained, report: Report) -> None:
     """Leave the embedding where it is easily found, and say where."""
-    from ..files import numbered
-    from ..formats import save_embedding
-
     embedding, folder = trained.embedding, trained.folder
     assert folder is not None  # as in all processes but those that only help
-    plan.output.mkdir(parents=True, exist_ok=True)
-    path = numbered(plan.output / f"{embedding.name}.safetensors")
-    try:
-        save_embedding(embedding, path)
-    except OSError as error:
-        copy = folder.newest()
-        where = f"Its newest copy is {copy}; train on from there with --from." if copy else "There is no copy of it."
-        raise UserError(f"The trained embedding could not be written: {error}. {where}") from error
+    path = _written(embedding, trained.copy, plan.output, folder, report)
     if plan.plot:
         from .charts import loss_plot
 
         first_step = (embedding.step or 0) - len(trained.losses) + 1
-        folder.save_plot(loss_plot(trained.losses, embedding.name, first_step))
+        try:
+            folder.save_plot(loss_plot(trained.losses, embedding.name, first_step))
+        except OSError as error:
+            report.say(f"The plot of the losses could not be kept: {error}")
     report.facts(event="done", embedding=str(path), name=embedding.name, step=embedding.step, folder=str(folder.path))
     report.say(f"The record of the run: {folder.path}")
     report.say(f"The embedding, embedding:{path.stem} in prompts: {path}")
+
+
+def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "RunFolder", report: Report) -> Path:
+    """Write the embedding into `output`; returns where. Raises UserError where it is only kept as a copy elsewhere; it
+    waits while it is nowhere, because then it is lost when this process ends."""
+    from ..files import numbered
+    from ..formats import save_embedding
+
+    is_told = False
+    while True:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            path = numbered(output / f"{embedding.name}.safetensors")
+            save_embedding(embedding, path)
+            return path
+        except OSError as error:
+            copy = copy or folder.rescue(embedding)
+            if copy:
+                raise UserError(
+                    f"The trained embedding could not be written into {str(output)!r}: {error}. It is kept in {copy}."
+                ) from error
+            if not is_told:
+                is_told = True
+                report.say(
+                    f"The trained embedding can be written nowhere: {error}. It is still in memory, and every "
+                    f"{TRY_AGAIN} s it is tried again: make room on the disk. Ctrl-C gives it up."
+                )
+            time.sleep(TRY_AGAIN)
 
 
 def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
@@ -198,7 +222,7 @@ def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
         plan = by_name[job.name]
         try:
             check_paths(plan)
-            _finish(plan, train_one(plan, checked_pictures(plan), own), own)
+            _finish(plan, train_one(plan, checked_pictures(plan, own), own), own)
         except (UserError, OSError) as error:  # for the job's record, which has no other names for settings
             raise UserError(sentence(error, naming)) from error
 
@@ -206,9 +230,9 @@ def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
     take_gpu()
     try:
         outcomes = run_jobs(jobs, root, run)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         again = "Stopped. The same command goes on with the jobs that are not done, each from its beginning."
-        raise complain(report, again, INTERRUPTED) from None
+        raise complain(report, again, status_of(stopped)) from None
     for outcome in outcomes:
         report.facts(event="job", name=outcome.name, state=outcome.state, message=outcome.message)
         report.say(f"{outcome.name}: {outcome.state}{'. ' if outcome.message else ''}{outcome.message}")
@@ -240,20 +264,27 @@ def _root(plan: Plan) -> Path:
     return plan.output / "textual_inversion"
 
 
-def checked_pictures(plan: Plan, processes: "Processes | None" = None) -> "Sequence[Picture]":
-    """The pictures of a training, when all is checked that can be known before its model is loaded.
+def checked_pictures(plan: Plan, report: Report, processes: "Processes | None" = None) -> "Sequence[Picture]":
+    """The pictures of a training, when all is checked that can be known before its model is loaded; says in what size
+    they are where that is the model's own.
 
     Raises UserError for what keeps it from starting, and OSError.
     """
     import torch
 
+    from ..devices import device_called
     from ..training.examples import Example
     from ..training.learnable import LearnableEmbedding
     from ..training.parallel import ALONE
     from ..training.training import check
 
+    device_called(plan.device)
     start = check_embeddings(plan)
-    pictures = load_pictures(plan.images)
+    images = own_size(plan.images, plan.model, plan.model_config)
+    if images != plan.images:
+        size = f"{images.width}x{images.height} pixels"
+        report.say(f"The pictures are made {size}: what was not set is as this model was made for.")
+    pictures = load_pictures(images)
     examples = [Example(torch.empty(0), picture.caption) for picture in pictures]
     check(LearnableEmbedding(start), examples, plan.train, processes or ALONE)
     return pictures
@@ -291,18 +322,20 @@ def train_one(
                 reached = event.step if isinstance(event, Step) else reached
                 ended = event if isinstance(event, Ended) else ended
                 show(event)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if not command or processes.rank or started is None or started.folder is None:
             raise
-        raise _stopped(report, command, started.folder, embedding.name, reached) from None
+        raise _stopped(report, command, started.folder, embedding.name, reached, status_of(stopped)) from None
     assert started is not None and ended is not None  # the first event and the last one
-    return Trained(ended.learnt, ended.losses, started.folder)
+    return Trained(ended.learnt, ended.losses, started.folder, ended.path)
 
 
-def _stopped(report: Report, command: str, folder: "RunFolder", name: str, reached: int | None) -> SystemExit:
+def _stopped(
+    report: Report, command: str, folder: "RunFolder", name: str, reached: int | None, status: int
+) -> SystemExit:
     """Say how to go on after an interrupt: with the newest of the embeddings that are kept, and the same settings.
 
-    reached: the last step that was done, if any was.
+    reached: the last step that was done, if any was. status: to end with.
     """
     from ..formats import load_embedding
 
@@ -310,13 +343,13 @@ def _stopped(report: Report, command: str, folder: "RunFolder", name: str, reach
     if not kept:
         lost = f"What was learnt by step {reached} could not be kept."
         none = "Stopped before the first step; nothing was learnt yet."
-        return complain(report, f"Stopped. {lost}" if reached else none, INTERRUPTED)
+        return complain(report, f"Stopped. {lost}" if reached else none, status)
     step = load_embedding(kept).step
     is_behind = step is not None and reached is not None and step < reached
     lost = f" What was learnt from step {step} to {reached} could not be kept." if is_behind else ""
     go_on = f"{command} --from {shlex.quote(str(kept))}"  # of two --from, the last counts
     report.facts(event="saved", name=name, path=str(kept), step=step)
-    return complain(report, f"Stopped.{lost} To go on, type:\n{go_on}", INTERRUPTED, go_on=go_on)
+    return complain(report, f"Stopped.{lost} To go on, type:\n{go_on}", status, go_on=go_on)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from ..devices import upload
 from ..embedding import Embedding
 from ..errors import UserError
+from ..files import readable_stem
 from ..noise import NoiseSchedule
 from . import pipelines
 from .autograd import replaced_method
@@ -38,7 +39,7 @@ def load(
     path: Path, config: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> "PipelineHost":
     """The model in a file or folder, as a host; see `pipelines.load`."""
-    return PipelineHost(pipelines.load(path, config, device, dtype), Path(path).stem)
+    return PipelineHost(pipelines.load(path, config, device, dtype), readable_stem(path))
 
 
 # Text encoders and their embeddings

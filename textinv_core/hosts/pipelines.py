@@ -5,7 +5,7 @@ What a single file does not say (see `configs/README.md`) comes with this packag
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from ..devices import is_out_of_memory
 from ..errors import Naming, SettingError, UserError
 from ..formats import pickles
 
@@ -85,6 +86,27 @@ def load(
     return StableDiffusionPipeline(**parts).to(device)
 
 
+def own_size(path: Path, config: Path | None = None) -> int:
+    """Pixels a side of the pictures that a model was made for, without loading it; `path` and `config` as for `load`.
+
+    Raises as `load` does, and UserError where the configuration does not say.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no model {path}: neither a file nor a folder.")
+    folder = path if path.is_dir() else config or CONFIGS / _family(_weights(path), path.name)
+    unet, vae = (_json(Path(folder) / part / "config.json") for part in ("unet", "vae"))
+    cells, blocks = unet.get("sample_size"), vae.get("block_out_channels")
+    if not isinstance(cells, int) or not isinstance(blocks, list) or cells < 1:
+        raise SettingError(
+            lambda name: (
+                f"The configuration of {path.name!r} does not say for what size it was made: set {name('width')} and "
+                f"{name('height')}."
+            )
+        )
+    return cells * 2 ** (len(blocks) - 1)
+
+
 def _check_channels(taken: int, given: int, name: str) -> None:
     if taken != given:
         raise UserError(
@@ -112,6 +134,8 @@ def _reading(what: str, advice: Callable[[Naming], str] = lambda _: "Is it whole
     try:
         yield
     except Exception as error:
+        if is_out_of_memory(error):  # which is not the file's fault
+            raise
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         if isinstance(error, KeyError):
             reason = f"there is no {error}"
@@ -320,7 +344,7 @@ def _check_file_channels(weights: Mapping[str, Tensor], file: str) -> None:
         _check_channels(taken, given, file)
 
 
-def _family(weights: Mapping[str, Tensor], file: str) -> str:
+def _family(weights: Collection[str], file: str) -> str:
     has_unet = any(key.startswith(UNET) for key in weights)
     families = [name for name, prefix in FAMILIES.items() if any(key.startswith(prefix) for key in weights)]
     if not (has_unet and families):

@@ -2,12 +2,11 @@
 
 from .batches import as_lists, as_pictures
 from .folders import contained_folder, folder_fingerprint, list_images, list_subfolders
-from .load import LoadedFolder, load_folder, load_image
+from .load import load_folder, load_image
 from .resize import flip, preprocess, resize
 from .save import save_picture
 
 __all__ = [
-    "LoadedFolder",
     "as_lists",
     "as_pictures",
     "contained_folder",

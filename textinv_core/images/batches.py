@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..picture import Picture
+from ..picture import Picture, unmasked
 from .resize import resize
 
 T = TypeVar("T")
@@ -30,13 +29,17 @@ def as_pictures(
     """
     singles = split_batches(images)
     captions = _one_each("captions", [""] if captions is None else captions, len(singles))
-    masks = [torch.ones(1, 1)] if masks is None else masks
-    masks = _one_each("masks", [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])], len(singles))
+    if masks is None:
+        planes = [unmasked(pixels) for pixels in singles]
+    else:
+        masks = [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
+        planes = [
+            resize(mask.to(pixels.device), pixels.shape[1], pixels.shape[0], "squash")
+            for pixels, mask in zip(singles, _one_each("masks", masks, len(singles)), strict=True)
+        ]
     return [
-        Picture(
-            pixels, resize(mask.to(pixels.device), pixels.shape[1], pixels.shape[0], "squash"), caption, str(number)
-        )
-        for number, (pixels, mask, caption) in enumerate(zip(singles, masks, captions, strict=True), 1)
+        Picture(pixels, mask, caption, str(number))
+        for number, (pixels, mask, caption) in enumerate(zip(singles, planes, captions, strict=True), 1)
     ]
 
 

@@ -1,7 +1,7 @@
 """Pictures read from files: pixels and masks of every kind of file, and with each the words that go with it."""
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..devices import is_out_of_memory
 from ..errors import SettingError, UserError
 from ..image_settings import CAPTIONS
-from ..picture import Picture
+from ..picture import Picture, unmasked
 from ..picture_kinds import FURTHER_KINDS
 from ..prompts import filename_words, sidecar_caption
 from .folders import EXTENSIONS, contained_folder, is_inside, list_images
@@ -25,22 +26,10 @@ MAX_PIXELS = 100_000_000
 WHITES = {"I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
 
 
-@dataclass(frozen=True)
-class LoadedFolder:
-    """What could be read of a folder, and what could not.
-
-    pictures: in natural order of their names; of each the alpha is the mask, see `load_image`.
-    skipped: (path below the folder, reason) of each file that was left out.
-    """
-
-    pictures: list[Picture] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-
 def load_image(path: str | Path) -> tuple[Tensor, Tensor]:
     """A picture and its mask: float32 [H, W, 3] and [H, W], both in 0..1, as the EXIF orientation turns them.
 
-    The mask is the picture's alpha, 1 = opaque = to be learnt, and all ones where there is no transparency.
+    The mask is the picture's alpha, 1 = opaque = to be learnt, and `unmasked` where there is no transparency.
     Colours below transparent places stay as stored. Of several frames the first is taken.
 
     Raises UserError with the reason (not the name, which the caller knows) for files that pillow cannot read
@@ -56,6 +45,8 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor]:
     except UnidentifiedImageError as error:
         raise UserError("it is not a picture, or of a kind other than its extension says") from error
     except Exception as error:  # pillow's readers raise anything from struct.error to SyntaxError on broken files
+        if is_out_of_memory(error):  # which is not the file's fault
+            raise
         raise UserError(str(error) or type(error).__name__) from error
 
 
@@ -67,11 +58,12 @@ def _to_tensors(image: Image.Image) -> tuple[Tensor, Tensor]:
         peak = float(grey.max())
         white = next((white for white in WHITES[image.mode[0]] if peak <= white), peak)
         grey = (grey / white).clamp(0, 1)
-        return grey[..., None].repeat(1, 1, 3), torch.ones_like(grey)
+        return grey[..., None].repeat(1, 1, 3), unmasked(grey)
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    pixels = torch.from_numpy(np.array(image.convert(mode))).float() / 255
-    mask = pixels[..., 3].clone() if mode == "RGBA" else torch.ones(pixels.shape[:2])
-    return pixels[..., :3].contiguous(), mask
+    # In bytes as long as can be: as numbers a photograph takes hundreds of megabytes, and a copy as many again.
+    values = torch.from_numpy(np.array(image.convert(mode)))
+    pixels = values[..., :3].float().div_(255)
+    return pixels, values[..., 3].float().div_(255) if mode == "RGBA" else unmasked(pixels)
 
 
 def load_folder(
@@ -81,26 +73,29 @@ def load_folder(
     captions: str = "auto",
     word_regex: str | None = None,
     join: str = " ",
-) -> LoadedFolder:
-    """Read the pictures of `folder` below `root`, with their masks, words and names.
+) -> Iterator[Picture]:
+    """Read the pictures of `folder` below `root`, with their masks, words and names, in natural order of their names:
+    one after another as they are asked for, as each takes hundreds of megabytes. Their alpha is the mask, see
+    `load_image`.
 
     captions: `sidecar` takes the text of the `.txt` beside the picture, `filename` the words of its name (see
     `prompts.filename_words` for `word_regex` and `join`), `auto` the first of these there is, `none` nothing.
 
-    What cannot be read, and what links out of the root, is left out and named in one warning. Raises UserError
-    where that leaves no picture, and what `contained_folder` and the caption functions raise.
+    What cannot be read, and what links out of the root, is left out and named in one warning behind the last. Raises
+    UserError where that leaves no picture, and what `contained_folder` and the caption functions raise; nothing before
+    the first is asked for.
     """
     if captions not in CAPTIONS:
         raise UserError(f"There are no captions {captions!r}; there are {', '.join(CAPTIONS)}.")
     base = contained_folder(root, folder)
-    loaded = LoadedFolder()
+    count, skipped = 0, []
     for path in list_images(base, recursive):
         name = path.relative_to(base)
         try:
             _check_inside(path, root)
-            pixels, mask = load_image(path)
+            planes = load_image(path)
         except UserError as error:
-            loaded.skipped.append((name.as_posix(), str(error)))
+            skipped.append((name.as_posix(), str(error)))
             continue
         caption = None
         if captions in ("auto", "sidecar"):
@@ -108,12 +103,13 @@ def load_folder(
                 _check_inside(path.with_suffix(".txt"), root)
                 caption = sidecar_caption(path)
             except ValueError as error:
-                loaded.skipped.append((name.with_suffix(".txt").as_posix(), str(error)))
+                skipped.append((name.with_suffix(".txt").as_posix(), str(error)))
         if caption is None and captions in ("auto", "filename"):
             caption = filename_words(path, word_regex, join)
-        loaded.pictures.append(Picture(pixels, mask, caption or "", name.with_suffix("").as_posix()))
-    _report(loaded, base, folder, recursive)
-    return loaded
+        count += 1
+        yield Picture(*planes, caption or "", name.with_suffix("").as_posix())
+        del planes  # before the next ones are read
+    _report(count, skipped, base, folder, recursive)
 
 
 def _check_inside(path: Path, root: str | Path):
@@ -121,10 +117,10 @@ def _check_inside(path: Path, root: str | Path):
         raise UserError(f"it links to a place outside of {str(root)!r}")
 
 
-def _report(loaded: LoadedFolder, base: Path, folder: str, recursive: bool):
+def _report(count: int, skipped: list[tuple[str, str]], base: Path, folder: str, recursive: bool):
     """Warn of what was left out; raise UserError where nothing is left."""
-    left_out = "".join(f"\n  {name}: {reason}" for name, reason in loaded.skipped)
-    if loaded.pictures:
+    left_out = "".join(f"\n  {name}: {reason}" for name, reason in skipped)
+    if count:
         if left_out:
             log.warning("Left out of the pictures in %r:%s", folder, left_out)
         return

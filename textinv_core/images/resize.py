@@ -1,7 +1,8 @@
 """Pictures and their masks brought to one size: cropped, squashed or kept, and mirrored if asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -50,17 +51,18 @@ def flip(image: Tensor) -> Tensor:
 
 
 def preprocess(
-    pictures: Sequence[Picture], width: int, height: int, mode: str = "crop", flip_copies: bool = False
+    pictures: Iterable[Picture], width: int, height: int, mode: str = "crop", flip_copies: bool = False
 ) -> list[Picture]:
     """Pictures of one size for training, with captions and names as they are.
 
+    pictures: taken one after another, and none is held for longer than that takes.
     width, height, mode: see `resize`; a mask is cut where its picture is.
     flip_copies: follow each picture by its mirror image, the mask mirrored too, under the same caption and name.
     """
-    resized = []
-    for picture in pictures:
+
+    def made_of(picture: Picture) -> list[Picture]:
         pixels, mask = (resize(plane, width, height, mode) for plane in (picture.pixels, picture.mask))
-        resized.append(replace(picture, pixels=pixels, mask=mask))
-        if flip_copies:
-            resized.append(replace(picture, pixels=flip(pixels), mask=flip(mask)))
-    return resized
+        resized = replace(picture, pixels=pixels, mask=mask)
+        return [resized, replace(picture, pixels=flip(pixels), mask=flip(mask))] if flip_copies else [resized]
+
+    return [*chain.from_iterable(map(made_of, pictures))]  # a loop's variable would hold a picture while the next comes

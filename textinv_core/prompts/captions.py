@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import readable_stem
 
 MAX_CAPTION_BYTES = 64 * 1024
 
@@ -33,7 +34,7 @@ def filename_words(path: str | os.PathLike[str], word_regex: str | None = None, 
     word_regex: where given, the words are what it finds, joined by `join`: of the whole match, or of its one group.
     Raises UserError for a regex that cannot be read or has more than one group.
     """
-    stem = re.sub(r"^[-\d]+\s*", "", Path(path).stem)
+    stem = re.sub(r"^[-\d]+\s*", "", readable_stem(path))
     if not word_regex:
         return stem
     try:

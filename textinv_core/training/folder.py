@@ -3,8 +3,10 @@
 import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..embedding import Embedding
-from ..files import write_atomically
+from ..files import numbered, write_atomically
 from ..formats import save_embedding
 from ..images import save_picture
 
@@ -42,9 +44,10 @@ class LossRow(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`<root>/<name>/<date and time>/`. All that writes raises OSError where it cannot."""
+    """`<root>/<name>/<date and time>/`. All that writes raises OSError where it cannot, but `rescue`."""
 
     path: Path
+    _elsewhere: list[Path] = field(default_factory=list, init=False)  # copies that this folder could not take
 
     @classmethod
     def new(cls, root: Path, name: str, now: datetime | None = None) -> "RunFolder":
@@ -109,9 +112,38 @@ class RunFolder:
         save_embedding(embedding, path)
         return path
 
+    def rescue(self, embedding: Embedding) -> Path | None:
+        """Keep a copy wherever it can be written: in this folder, else in the output folder, in the system's for
+        temporary files, at home; returns where, None for nowhere."""
+        try:
+            return self.save(embedding)
+        except OSError:
+            for place in self._refuges():
+                try:
+                    path = numbered(place / f"{embedding.name}-{embedding.step}.safetensors")
+                    save_embedding(embedding, path)
+                except OSError:
+                    continue
+                self._elsewhere.append(path)
+                return path
+        return None
+
+    def _refuges(self) -> Iterator[Path]:
+        yield from self.path.parents[2:3]  # the folder that the root is in
+        with suppress(OSError):  # where none can be written into that it could be
+            yield Path(tempfile.gettempdir())
+        yield Path(os.path.expanduser("~"))
+
+    def withdraw(self, step: int) -> None:
+        """Take back the copies that were written of steps after `step`, which have turned out to be no good."""
+        for path in self.path.glob("embeddings/*.safetensors"):
+            copied = path.stem.rpartition("-")[2]
+            if copied.isdecimal() and int(copied) > step:
+                path.unlink()
+
     def newest(self) -> Path | None:
         """The copy that was written last; None where there is none."""
-        copies = self.path.glob("embeddings/*.safetensors")
+        copies = [*self.path.glob("embeddings/*.safetensors"), *self._elsewhere]
         return max(copies, key=lambda path: path.stat().st_mtime_ns, default=None)
 
     def save_preview(self, picture: Tensor, embedding: Embedding) -> None:

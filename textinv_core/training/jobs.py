@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..devices import is_out_of_memory
+from ..devices import in_words, is_out_of_memory
 from ..embedding import check_name
 from ..errors import UserError
 from ..files import write_atomically
@@ -105,11 +105,17 @@ def _as_read(job: Job) -> dict[str, Any]:
     return json.loads(json.dumps(dict(job.settings)))
 
 
-def _settle(job: Job, folder: Path, before: dict[str, Any], run: Callable[[Job, Path], None]) -> Outcome:
+def _settle(
+    job: Job,
+    folder: Path,
+    before: dict[str, Any],
+    run: Callable[[Job, Path], None],
+    unwritten: dict[Path, bytes],
+) -> Outcome:
     """Run a job that is this process's, unless its record says that this was done.
 
     before: its record when this process set out. A failure in it is tried once more; one that came since is another
-    process's, which has just tried.
+    process's, which has just tried. unwritten: takes the record of how it ended, by its path.
     """
     path = folder / "job.json"
     record = _read(path)
@@ -128,11 +134,25 @@ def _settle(job: Job, folder: Path, before: dict[str, Any], run: Callable[[Job, 
         # What is wrong with one job and need not be with the next.
         if not (isinstance(error, UserError | OSError) or is_out_of_memory(error)):
             raise
-        log.warning(f"textinv: job {job.name} failed: {error}")
-        outcome = Outcome(job.name, "failed", str(error))
+        log.warning(f"textinv: job {job.name} failed: {in_words(error)}")
+        outcome = Outcome(job.name, "failed", in_words(error))
     record = {"settings": settings, "state": outcome.state, "message": outcome.message, "ended": str(datetime.now())}
-    write_atomically(path, json.dumps(record, indent=2).encode())
+    unwritten[path] = json.dumps(record, indent=2).encode()
     return outcome
+
+
+def _write(records: dict[Path, bytes]) -> None:
+    """Write what can be written of jobs' records, and take it out of `records`."""
+    for path in [*records]:
+        try:
+            write_atomically(path, records[path])
+        except OSError as error:
+            log.warning(
+                f"textinv: it cannot be noted that the job {path.parent.name} has ended: {error}. It is tried again "
+                "after the next job; without that note it is trained again when the list is."
+            )
+        else:
+            del records[path]
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, run: Callable[[Job, Path], None]) -> list[Outcome]:
@@ -156,11 +176,16 @@ def run_jobs(jobs: Sequence[Job], folder: Path, run: Callable[[Job, Path], None]
         (folder / job.name).mkdir(parents=True, exist_ok=True)
     before = {job.name: _read(folder / job.name / "job.json") for job in jobs}
     outcomes: dict[str, Outcome] = {}
+    unwritten: dict[Path, bytes] = {}
     while left := [job for job in jobs if job.name not in outcomes]:
         for job in left:
-            with _claim(folder / job.name / "job.lock") as mine:
-                if mine:
-                    outcomes[job.name] = _settle(job, folder / job.name, before[job.name], run)
+            try:
+                with _claim(folder / job.name / "job.lock") as mine:
+                    if mine:
+                        outcomes[job.name] = _settle(job, folder / job.name, before[job.name], run, unwritten)
+                        _write(unwritten)
+            except OSError as error:  # the lock needs room on the disk too
+                outcomes[job.name] = Outcome(job.name, "failed", str(error))
         if not any(job.name in outcomes for job in left):
             time.sleep(POLL)
     return [outcomes[job.name] for job in jobs]

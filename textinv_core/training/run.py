@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..signals import SIGNALS
 from .folder import LossRow, RunFolder
 from .training import Step, Training, TrainingError
 
 log = logging.getLogger("textinv")
+
+FIRST_STEPS = 3  # tell how long steps take
+SLOW = 10  # seconds a step
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Saved:
 class Ended:
     """The training is over.
 
-    learnt: see `Learnable.snapshot`. losses: one a step. path: the last copy; None where it could not be written.
+    learnt: see `Learnable.snapshot`. losses: one a step. path: a copy of it, in the run's folder or, where that could
+    not be written, elsewhere; None where none could be written anywhere.
     """
 
     learnt: Any
@@ -45,8 +50,8 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def _heeding_one_interrupt() -> Iterator[None]:
-    """For the length of the block, once Ctrl-C or SIGTERM has ended it, ignore more of them: what was learnt is being
-    written. They only ever reach the main thread; elsewhere this does nothing."""
+    """For the length of the block, once Ctrl-C, SIGTERM or SIGHUP has ended it, ignore more of them: what was learnt is
+    being written. They only ever reach the main thread; elsewhere this does nothing."""
     handlers: dict[int, Any] = {}
 
     def listen(handler: Any) -> None:
@@ -59,7 +64,7 @@ def _heeding_one_interrupt() -> Iterator[None]:
         listen(heed)  # that one did not mean to end anything
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             # Neither one that was not set from Python, which could not be put back, nor one that does nothing.
             if callable(handler := signal.getsignal(number)):
                 handlers[number] = handler
@@ -102,8 +107,12 @@ class _Record:
                 self._unwritten = []
 
     def rescue(self) -> Path | None:
-        """Keep all that was learnt, whatever was being written when the run was stopped; as `save`."""
-        path = self.save()
+        """Keep all that was learnt, whatever was being written when the run was stopped, wherever that can be; returns
+        where, None for nowhere, and where that is nothing."""
+        path, learnt = self.save(), self._training.learnt()
+        if path is None and self._folder is not None and learnt is not None:
+            path = self._folder.rescue(learnt)
+            self._saved = (learnt.step, path) if path else self._saved
         if self._folder is not None and self._unwritten:
             try:
                 self._folder.cut_losses(self._unwritten[0].step - 1)
@@ -113,8 +122,17 @@ class _Record:
                 self.write_losses()
         return path
 
+    def withdraw(self) -> None:
+        """Take back copies of what has turned out to be no good."""
+        learnt = self._training.learnt()
+        if self._folder is not None:
+            try:
+                self._folder.withdraw(self._training.learnable.step if learnt is None else learnt.step)
+            except OSError as error:
+                self._complain(error)
+
     def save(self) -> Path | None:
-        """Keep what was learnt so far; None where that cannot be, or is nothing."""
+        """Keep what was learnt so far in the folder; None where that cannot be, or is nothing."""
         learnt = self._training.learnt()
         if self._folder is None or learnt is None:
             return None
@@ -129,20 +147,33 @@ class _Record:
     def kept(self) -> str:
         """What has become of all that was learnt, in a sentence."""
         learnt = self._training.learnt()
-        if learnt is None or self._folder is None:
+        if learnt is None:
             return "Nothing was learnt before."
         if self._saved is not None and self._saved[0] == learnt.step:
             return f"The embedding of step {learnt.step} is kept in {self._saved[1]}."
-        newest = f"the newest copy is {self._saved[1]}" if self._saved else "there is no copy"
-        return f"The embedding of step {learnt.step} could not be kept; {newest}."
+        return f"The embedding of step {learnt.step} could not be kept; {self._newest()}."
+
+    def _newest(self) -> str:
+        newest = self._folder and self._folder.newest()
+        return f"the newest copy is {newest}" if newest else "there is no copy"
 
     def _complain(self, error: OSError) -> None:
         if not self._has_complained:
             self._has_complained = True
             log.warning(
-                f"textinv: cannot write into the run's folder: {error}. The training goes on, and tries again; make "
-                "room on the disk meanwhile."
+                f"textinv: cannot write into the run's folder: {error}. What was learnt is in memory, and "
+                f"{self._newest()}. The training goes on, and tries again; make room on the disk meanwhile."
             )
+
+
+def _advise(training: Training, pace: float) -> None:
+    """Say once what would be quicker, where steps take long; pace: seconds a step."""
+    if training.device.type == "cpu" and pace >= SLOW:
+        log.warning(
+            f"textinv: a step takes {duration(pace)} on this CPU. Quicker are smaller pictures (half the width and "
+            "height take about a quarter of the time), fewer of them a step (batch_size times gradient_accumulation), "
+            "and a GPU."
+        )
 
 
 def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved | Ended, None, None]:
@@ -150,8 +181,9 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
     first, which write nothing and log nothing.
 
     To finish early is to stop consuming: close the iterator. Whatever ends the run after its first step, what was
-    learnt by the last good one is kept in the folder, and the losses; a TrainingError's message then says where. In the
-    main thread, a second Ctrl-C or SIGTERM is ignored until then. Raises what `Training.advance` does.
+    learnt by the last good one is kept in the folder, or wherever that can be written, and the losses; a
+    TrainingError's message then says where, and copies of what caused it are taken back. In the main thread, a second
+    Ctrl-C, SIGTERM or SIGHUP is ignored until then. Raises what `Training.advance` and `Training.confirm` do.
     """
     record = _Record(training, folder)
     settings, name = training.settings, training.learnable.name
@@ -162,9 +194,11 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
             while not training.is_over:
                 step = training.advance()
                 record.add(step)
+                pace = (time.monotonic() - started) / len(record.losses)
+                if folder is not None and len(record.losses) == FIRST_STEPS:
+                    _advise(training, pace)
                 if folder is not None and (step.step % log_every == 0 or training.is_over):
                     recent = record.losses[-log_every:]
-                    pace = (time.monotonic() - started) / len(record.losses)
                     log.info(
                         f"textinv: {name}, step {step.step}/{step.last_step}, loss {step.loss:.4f} "
                         f"(mean of {len(recent)}: {sum(recent) / len(recent):.4f}), rate {step.learning_rate:g}, "
@@ -173,8 +207,11 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
                 yield step
                 if settings.save_every and step.step % settings.save_every == 0 and (path := record.save()):
                     yield Saved(step.step, path)
+            training.confirm()
             record.save()
         except BaseException as stopped:
+            if isinstance(stopped, TrainingError):
+                record.withdraw()
             record.rescue()
             if folder is None:
                 raise
@@ -184,6 +221,6 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
                 raise TrainingError(f"{stopped} {kept}") from stopped
             raise
         path = record.rescue()
-    if folder is not None and path is None:
+    if folder is not None and not (path and path.is_relative_to(folder.path)):
         log.warning(f"textinv: {record.kept()}")
     yield Ended(training.learnt(), record.losses, path)

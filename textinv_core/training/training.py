@@ -139,6 +139,11 @@ class Training:
     def is_over(self) -> bool:
         return self.step >= self.last_step
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._model.device
+
     def learnt(self) -> Any:
         """What has been learnt by the last step that is done and good; None if that is nothing."""
         step, tensors = self._learnt
@@ -153,7 +158,7 @@ class Training:
         """Run one optimizer step.
 
         Raises TrainingError when a loss or gradient is not finite, and when none has reached the tensors for 20 steps.
-        After a loss that is not finite, what has been learnt is what the last finite one was computed from. Raises
+        After one that is not finite, what has been learnt is what the last finite ones were computed from. Raises
         ConnectionError when another process is lost, and whatever the host raises to interrupt.
         """
         step, settings = self.step + 1, self.settings
@@ -166,8 +171,8 @@ class Training:
         total = reduce(torch.add, self._processes.gather(results.cpu()))
         sizes = [tensor.numel() for tensor in self._tensors.values()]
         loss, *gradients = total.split([1, *sizes])
-        self._check_loss(loss.item(), step, rate)
-        norm = self._set_gradients(gradients, step, rate)
+        self._check_loss(loss.item(), f"of step {step}", rate)
+        norm = self._set_gradients(gradients, f"of step {step}", rate)
         self._check_reached(norm, batches)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -176,6 +181,14 @@ class Training:
         self._good, self._learnt = self._learnt, (step, self._copy())
         self.step = step
         return Step(step, self.last_step, loss.item(), rate, self.learnable.snapshot(self._learnt[1], step))
+
+    def confirm(self) -> None:
+        """Try what the last step has made on a batch, as the next step would: what has no finite loss and gradients is
+        not learnt, as after `advance`, and a TrainingError is raised."""
+        rate = self._rates.rate_at(self.step - 1)
+        result = self._loss_and_gradients(self._batch(self.step * self.settings.gradient_accumulation)).cpu()
+        self._check_loss(result[0].item(), f"after step {self.step}", rate)
+        self._check_gradients(float(result[1:].norm()), f"after step {self.step}", rate)
 
     def state(self) -> dict[str, Any]:
         """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; not
@@ -259,16 +272,25 @@ class Training:
         gaussian = upload(gaussian, model.device)
         return prediction_loss(model, latents, gaussian, t, conditions, weights, settings.loss_weighting)
 
-    def _check_loss(self, loss: float, step: int, rate: float) -> None:
+    def _check_loss(self, loss: float, when: str, rate: float) -> None:
         if math.isfinite(loss):
             return
         self._learnt = self._good  # those after it gave this loss
         raise TrainingError(
-            f"The loss of step {step} is {loss}: the training has diverged. Try a lower learning rate (now {rate:g}), "
+            f"The loss {when} is {loss}: the training has diverged. Try a lower learning rate (now {rate:g}), "
             "precision fp32, or another init text; check that the VAE fits the model."
         )
 
-    def _set_gradients(self, gradients: Sequence[Tensor], step: int, rate: float) -> float:
+    def _check_gradients(self, norm: float, when: str, rate: float) -> None:
+        overflowed = self._scaler.is_enabled() and self._scaler.get_scale() > 1
+        if not math.isfinite(norm) and not overflowed:
+            self._learnt = self._good
+            raise TrainingError(
+                f"The gradients {when} are not finite: the training has diverged. Try a lower learning rate "
+                f"(now {rate:g}), gradient clipping, or precision fp32."
+            )
+
+    def _set_gradients(self, gradients: Sequence[Tensor], when: str, rate: float) -> float:
         """Give each row its gradient, unscaled and clipped, or none where it is zero; returns the norm of all before
         they were clipped, infinite where they overflowed and are to be tried smaller."""
         settings = self.settings
@@ -278,12 +300,7 @@ class Training:
                 row.grad = own
         self._scaler.unscale_(self._optimizer)
         norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
-        overflowed = self._scaler.is_enabled() and self._scaler.get_scale() > 1
-        if not math.isfinite(norm) and not overflowed:
-            raise TrainingError(
-                f"The gradients of step {step} are not finite: the training has diverged. Try a lower learning rate "
-                f"(now {rate:g}), gradient clipping, or precision fp32."
-            )
+        self._check_gradients(norm, when, rate)
         if settings.gradient_clipping == "norm":
             torch.nn.utils.clip_grad_norm_(self._tensors.values(), settings.clip_at)
         elif settings.gradient_clipping == "value":

@@ -42,7 +42,7 @@ def training(models, precision, **changed):
     """Losses, and for each step what was counted."""
     model, clip, vae = models
     host = ComfyHost(clip, model, vae, precision)
-    examples = encoded_examples(host, load_folder(world, "pictures").pictures)
+    examples = encoded_examples(host, list(load_folder(world, "pictures")))
     learnable = LearnableEmbedding(host.create_embedding("cat", "figure", 3))
     settings = replace(SETTINGS, **changed)
     losses, counted = [], []

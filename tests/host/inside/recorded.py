@@ -49,7 +49,7 @@ TRAININGS = {
 with torch.inference_mode():
     for name, (precision, template, settings, shuffle, steps) in TRAININGS.items():
         model, clip, vae = pack.load_checkpoint(checkpoint) if name == "sdxl" else toyworld.load(world)
-        pictures = load_folder(world, "pictures").pictures
+        pictures = list(load_folder(world, "pictures"))
         pictures[2] = replace(pictures[2], mask=torch.linspace(0, 1, 64).expand(64, 64))
         host = ComfyHost(clip, model, vae, precision)
         examples = encoded_examples(host, pictures)

@@ -1,0 +1,79 @@
+"""How a command's process is ended from outside, and what it says to whoever is there."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import environment
+
+ON_POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor /dev/full")
+
+
+def run(code: str, *, before: str = "", **options) -> subprocess.CompletedProcess:
+    """What becomes of Python that prepares itself as the command does, and then does `code`; `before` comes first."""
+    program = f"import os, signal, sys\nfrom textinv_core.commands import process\n{before}\n"
+    program += f"process.heed_signals()\nstreams = process.lasting_streams()\n{code}\n"
+    program += "sys.exit(process.status_written(streams))"
+    more = options.pop("more", {})
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(**more), "timeout": 60, **options},
+    )
+
+
+@ON_POSIX
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_as_ctrl_c_does(name):
+    catch = f"""
+try:
+    signal.raise_signal(signal.{name})
+except KeyboardInterrupt as stopped:
+    print(process.status_of(stopped), process.status_of(KeyboardInterrupt()))
+"""
+    assert run(catch).stdout.split() == [str(128 + getattr(signal, name)).encode(), b"130"]
+
+
+@ON_POSIX
+def test_what_is_ignored_stays_so():
+    nohup = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    assert run("signal.raise_signal(signal.SIGHUP); print('there')", before=nohup).stdout == b"there\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_takes_what_its_encoding_lacks(stream):
+    said = run(f"print('ü 🙂 \\udcff é', file=sys.{stream})", more={"PYTHONIOENCODING": "ascii:strict"})
+    assert (said.returncode, getattr(said, stream).rstrip()) == (0, b"\\xfc \\U0001f642 \\udcff \\xe9")
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]])
+def test_output_comes_in_order_and_whole(flags):
+    code = "from textinv_core.commands import process\nimport sys\nstreams = process.lasting_streams()\n"
+    code += "print('one'); print('two', file=sys.stderr, flush=True); print('three', end='')\n"
+    code += "process.status_written(streams)"
+    ended = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, env=environment())
+    assert (ended.stdout, ended.stderr) == ("one\nthree", "two\n")
+
+
+def test_a_reader_that_has_gone_ends_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    said = run("print('x' * 100_000, flush=True); print('still there', file=sys.stderr)", stdout=writer)
+    os.close(writer)
+    assert (said.returncode, said.stderr.strip()) == (0, b"still there")
+
+
+@ON_POSIX
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_what_a_full_disk_does_not_take_ends_nothing_but_is_said():
+    with open("/dev/full", "wb") as full:
+        said = run("print('x', flush=True); print('still there', file=sys.stderr)", stdout=full)
+    assert said.returncode == 1
+    assert said.stderr.splitlines()[0] == b"still there" and b"No space left on device" in said.stderr
+
+
+def test_there_may_be_no_streams():
+    assert run("", before="sys.stdout = sys.stderr = None").returncode == 0
