@@ -94,7 +94,9 @@ def test_32_bit_integers(tmp_path):
 
 @pytest.mark.parametrize(("mode", "name"), [("1", "a.png"), ("L", "a.png"), ("P", "a.png"), ("YCbCr", "a.tif")])
 def test_other_modes_become_rgb(tmp_path, mode, name):
-    image, mask = load_image(save(tmp_path / name, Image.new("RGB", (3, 2), "white").convert(mode)))
+    picture = Image.new("RGB", (3, 2), "white").convert(mode)
+    # Compressed: pillow 12.3, the last for Python 3.10, cannot read plain YCbCr of its own.
+    image, mask = load_image(save(tmp_path / name, picture, compression="tiff_lzw"))
     assert torch.equal(image, torch.ones(2, 3, 3))
     assert torch.equal(mask, torch.ones(2, 3))
 
