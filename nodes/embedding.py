@@ -5,6 +5,7 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
+from server import PromptServer
 
 from ..textinv_core import load_embedding, save_embedding
 from ..textinv_core.embedding import Embedding, check_name, safe_name
@@ -97,6 +98,7 @@ class TextInvSaveEmbedding(io.ComfyNode):
             "or in a picture, as A1111 shares them.",
             search_aliases=["textual inversion", "export embedding"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 EmbeddingType.Input("embedding", tooltip="The embedding to save."),
                 io.Combo.Input(
@@ -143,7 +145,9 @@ class TextInvSaveEmbedding(io.ComfyNode):
         save_embedding(replace(embedding, name=safe_name(path.stem)), path, picture)
         if picture is not None and format != "png":
             save_picture(picture, path.with_suffix(".preview.png"))
-        return io.NodeOutput(str(path), ui=ui.PreviewText(_how_to_use(embedding, path)))
+        how_to_use = _how_to_use(embedding, path)
+        PromptServer.instance.send_progress_text(how_to_use, cls.hidden.unique_id)  # shown on the node
+        return io.NodeOutput(str(path), ui=ui.PreviewText(how_to_use))  # kept in the history
 
 
 def _how_to_use(embedding: Embedding, path: Path) -> str:
@@ -189,6 +193,8 @@ class TextInvLoadEmbedding(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name):
+        if name is None:  # linked: could be any file, and is looked for when the graph runs
+            return ""
         path, _ = find(name)
         status = path.stat()
         return f"{status.st_mtime_ns} {status.st_size}"

@@ -62,11 +62,11 @@ class ImageSettings:
         check_choice("resize", self.resize, RESIZE_MODES)
         filename_words("", self.filename_word_regex)
         least, most = SIDES
-        if not all(side == 0 or least <= side <= most for side in (self.width, self.height)):
-            raise SettingError(
-                lambda name: (
-                    f"Pictures cannot be made {self.width}x{self.height} pixels: {name('width')} and {name('height')} "
-                    f"can be {least} to {most} each; use 64 or more, in multiples of 8, or 0 for the size the model "
-                    "was made for."
+        for side, pixels in (("width", self.width), ("height", self.height)):
+            if pixels != 0 and not least <= pixels <= most:
+                raise SettingError(
+                    lambda name, side=side, pixels=pixels: (
+                        f"{name(side)} cannot be {pixels}: it can be {least} to {most} pixels, best 64 or more and a "
+                        "multiple of 8, or 0 for what the model was made for."
+                    )
                 )
-            )

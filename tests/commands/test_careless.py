@@ -106,8 +106,8 @@ USAGE = [
     ("--resize zoom", 2, ["--resize cannot be 'zoom'", "crop, squash, keep"]),
     ("--filename-word-regex [", 2, ["filename word regex", "'['"]),
     ("--width -3", 2, ["--width", "8 to 8192"]),
-    ("--width 7", 2, ["7x64", "8 to 8192"]),
-    ("--height 1000000", 2, ["64x1000000", "8 to 8192"]),
+    ("--width 7", 2, ["--width cannot be 7", "8 to 8192"]),
+    ("--height 1000000", 2, ["--height cannot be 1000000", "8 to 8192"]),
     ("--shuffle wild", 2, ["'wild' for --shuffle", "Use one of off, all"]),
     ("--shuffle-per word", 2, ["--shuffle-per 'word'", "sample, occurrence, batch"]),
     ("--unlock-every 0", 2, ["--unlock-every is 0"]),
@@ -173,10 +173,13 @@ FILES = [
     ("apply embedding:dgo {model} --embedding dog.pt", 2, ["'dgo'", "given: dog"]),
     ("inspect bad.safetensors", 1, ["'bad.safetensors' cannot be read"]),
     ("inspect cat.txt", 1, ["'cat.txt' is no embedding file"]),
-    ("convert dog.pt cat.txt", 1, ["a file cat.txt already", "--overwrite"]),
-    ("convert dog.pt x.doc", 1, ["'x.doc' is no embedding file"]),
-    ("convert dog.pt 'my dog.pt'", 1, ["Try 'my_dog'"]),
-    ("convert dog.pt x.png", 1, ["picture"]),
+    ("convert dog.pt dog.pt", 2, ["a file dog.pt already", "--overwrite"]),
+    ("convert dog.pt x.doc", 2, ["'x.doc' is no embedding file"]),
+    ("convert dog.pt 'my dog.pt'", 2, ["Try 'my_dog'"]),
+    ("convert dog.pt x.png", 2, ["--picture"]),
+    ("convert dog.pt folder --overwrite", 2, ["'folder'", "that is a folder"]),
+    ("convert dog.pt x.png --picture cat.txt", 1, ["'cat.txt'", "not a picture"]),
+    ("demo --out cat.txt", 2, ["--out is 'cat.txt'", "is a file"]),
 ]
 
 # Lines below a good file's top, and words.

@@ -1,5 +1,6 @@
 """Flags made from the settings."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -10,7 +11,7 @@ pytest.importorskip("cyclopts")
 
 from textinv_core.commands import app
 from textinv_core.commands.flags import flags_of
-from textinv_core.commands.settings_file import TABLES
+from textinv_core.commands.settings_file import KINDS, TABLES
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.settings import TrainSettings
 
@@ -76,3 +77,10 @@ def test_of_a_flag_that_comes_twice_the_last_counts():
     """As what to type after an interrupt relies on."""
     twice = given("--from", "a.pt", "--steps", "5", "--flip", "--from", "b.pt", "--steps", "6", "--no-flip")
     assert twice == {"from": Path("b.pt"), "images": {"flip": False}, "train": {"steps": 6}}
+
+
+def test_help_calls_settings_as_they_are_typed():
+    texts = [parameter.help for table in TABLES for _, parameter in map(get_args, flags_of(table).values())]
+    assert any("--gradient-accumulation 1" in text for text in texts)
+    keys = [key for keys in KINDS.values() for key in keys if "_" in key]
+    assert not [text for text in texts if re.search(rf"\b({'|'.join(keys)})\b", text)]

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,14 +39,20 @@ def load(node_classes, folders):
 
 
 @pytest.fixture
-def save(node_classes, folders):
+def save(node_classes, folders, monkeypatch):
+    import server
+
     node = node_classes["TextInvSaveEmbedding"]
+    shown = []
+    page = SimpleNamespace(send_progress_text=lambda text, node_id: shown.append((text, node_id)))
+    monkeypatch.setattr(server.PromptServer, "instance", page, raising=False)
+    monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="7"), raising=False)
 
     def save(embedding, format, overwrite=False, image=None):
         """The name of the file that was written, and what the node says of it."""
         output = node.execute(embedding, format, overwrite, image)
         text = output.ui.as_dict()["text"][0]
-        assert text.endswith(f"\n{output[0]}")
+        assert text.endswith(f"\n{output[0]}") and shown.pop() == (text, "7")
         return os.path.relpath(output[0], folders["embeddings"]), text.removesuffix(f"\n{output[0]}")
 
     return save

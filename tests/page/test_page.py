@@ -124,3 +124,19 @@ def test_a_new_embedding_is_listed_after_refreshing_and_the_chosen_one_stays(pag
     page.wait_for_function("name => app.graph.nodes[1].widgets[0].options.values.includes(name)", arg=second)
     assert first in page.evaluate("app.graph.nodes[1].widgets[0].options.values")
     assert page.evaluate(VALUES) == chosen
+
+
+def test_a_saved_embedding_says_on_the_node_how_it_is_used(page, either_nodes, server):
+    name = f"{either_nodes}-saved"
+    save_embedding(Embedding(name, {"clip_l": torch.ones(1, 768)}), server.base / "models/embeddings" / f"{name}.pt")
+    page.evaluate(ADD_ALL, ["TextInvLoadEmbedding", "TextInvSaveEmbedding"])
+    page.evaluate(f"""() => {{
+        const [load, save] = app.graph.nodes;
+        load.widgets[0].value = "{name}.pt";
+        load.connect(0, save, 0);
+        app.queuePrompt(0);
+    }}""")
+    # Without overwriting: of two files of one name prompts would find one.
+    page.wait_for_function(
+        "text => app.graph.nodes[1].widgets.some(w => `${w.value}`.startsWith(text))", arg=f"Saved as embedding:{name}_2"
+    )

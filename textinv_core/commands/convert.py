@@ -11,6 +11,8 @@ from .output import USAGE, AsJson, Report, failing
 from .paths import check_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..embedding import Embedding
 
 
@@ -48,23 +50,22 @@ def convert(
         textinv convert lora.safetensors my-cat.safetensors --name "<my-cat>"
 
     The new embedding is called after its file, as prompts will find it.
+
+    Ends with 0 when done, 1 when it failed, 2 for what was typed that it cannot use.
     """
     report = Report(as_json)
     with failing(report, USAGE):
         check_file("FILE", file)
-        if not out.parent.is_dir():
-            raise UserError(f"There is no folder {str(out.parent)!r} to write {out.name!r} into. Make it first.")
+        _check_target(out, overwrite)
         if picture:
             check_file("picture", picture)
+        elif out.suffix.lower() == ".png":
+            raise UserError("A .png keeps the embedding in a picture: give one with --picture, or write .safetensors.")
     with failing(report):
-        from ..embedding import check_name
         from ..formats import PICTURES, keeps_facts, load_embedding, save_embedding
-        from ..images import load_image
 
-        if out.exists() and not overwrite:
-            raise FileExistsError(f"There is a file {out} already. Give another name, or --overwrite to replace it.")
-        embedding = replace(load_embedding(file, name), name=check_name(out.stem))
-        save_embedding(embedding, out, load_image(picture)[0] if picture else None)
+        embedding = replace(load_embedding(file, name), name=out.stem)
+        save_embedding(embedding, out, _pixels(picture) if picture else None)
         lost = [] if keeps_facts(embedding, out) else _facts(embedding)
         report.facts(
             event="saved", path=str(out), name=embedding.name, step=embedding.step, **({"lost": lost} if lost else {})
@@ -74,6 +75,30 @@ def convert(
             report.warn(f"This kind of file has no place for {', '.join(lost)}; keep {file} for them.")
         if picture and not out.name.lower().endswith(PICTURES):
             report.warn(f"The picture {picture} was not used: {out.suffix} files hold none.")
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    """Raise UserError for what no embedding can be written to."""
+    from ..embedding import check_name
+    from ..formats import check_suffix
+
+    if out.is_dir():
+        raise UserError(f"OUT is {str(out)!r}, and that is a folder. Give the file to write into it.")
+    if not out.parent.is_dir():
+        raise UserError(f"There is no folder {str(out.parent)!r} to write {out.name!r} into. Make it first.")
+    check_suffix(out)
+    check_name(out.stem)
+    if out.exists() and not overwrite:
+        raise UserError(f"There is a file {out} already. Give another name, or --overwrite to replace it.")
+
+
+def _pixels(picture: Path) -> "Tensor":
+    from ..images import load_image
+
+    try:
+        return load_image(picture)[0]
+    except UserError as error:
+        raise UserError(f"The picture {str(picture)!r} cannot be used: {error}.") from error
 
 
 def _facts(embedding: "Embedding") -> list[str]:

@@ -12,7 +12,8 @@ from ..image_settings import ImageSettings
 from ..prompts import TEMPLATES
 from ..shuffle import ShuffleConfig
 from ..training.settings import TrainSettings
-from .output import AsJson, Report, failing, logging_to_stderr
+from .output import USAGE, AsJson, Report, failing, logging_to_stderr
+from .paths import check_output
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def demo(
     and demo.png, which shows all of it in one picture.
     """
     report = Report(as_json)
+    with failing(report, USAGE):
+        check_output("out", out, f"textual_inversion/{NAME}")
     with failing(report), logging_to_stderr():
         if not WORLD.is_dir():
             raise UserError(

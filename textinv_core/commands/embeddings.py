@@ -1,5 +1,6 @@
 """The embedding files that a command is given, checked before a model is loaded."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,24 @@ if TYPE_CHECKING:
     from ..embedding import Embedding
 
 
-def load_embeddings(files: Sequence[Path]) -> "list[Embedding]":
-    """What prompts may name. Raises as `formats.load_embedding`, and UserError where two have one name."""
-    from ..formats import load_embedding
+def load_only(file: Path) -> "Embedding":
+    """The embedding in a file. Raises as `formats.load_embedding`, and UserError where there are several."""
+    from ..embedding import safe_name
+    from ..formats import list_bundled, load_embedding
 
-    embeddings = [load_embedding(file) for file in files]
+    names = list_bundled(file)
+    if len(names) > 1:
+        one = shlex.join(["textinv", "convert", str(file), f"{safe_name(names[0])}.safetensors", "--name", names[0]])
+        raise UserError(
+            f"{file.name!r} holds {len(names)} embeddings: {', '.join(map(repr, names[:20]))}. Write the one you mean "
+            f"into a file of its own first, as in\n{one}"
+        )
+    return load_embedding(file)
+
+
+def load_embeddings(files: Sequence[Path]) -> "list[Embedding]":
+    """What prompts may name. Raises as `load_only`, and UserError where two have one name."""
+    embeddings = [load_only(file) for file in files]
     if again := [name for name, times in Counter(each.name for each in embeddings).items() if times > 1]:
         raise UserError(f"Two of the embeddings are called {again[0]!r}, after their files. Rename one of them.")
     return embeddings
@@ -31,11 +45,10 @@ def check_embeddings(plan: Plan) -> "Embedding":
     import torch
 
     from ..embedding import Embedding, continued
-    from ..formats import load_embedding
     from ..schedule import training_rates
 
     if plan.from_:
-        start = continued(load_embedding(plan.from_), plan.name)
+        start = continued(load_only(plan.from_), plan.name)
     else:
         start = Embedding(plan.name, {"clip_l": torch.zeros(1, 1)}, step=0)
     if start.name in (each.name for each in load_embeddings(plan.embedding)):

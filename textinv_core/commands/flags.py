@@ -1,5 +1,6 @@
 """The flags of `textinv train`, made from the settings' own dataclasses, where names, defaults and help are written."""
 
+import re
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -18,8 +19,13 @@ PANELS = {
 }
 
 
+# Settings whose names cannot be words of a sentence: in help they are called as they are typed.
+SETTINGS = re.compile(rf"\b({'|'.join(key for keys in KINDS.values() for key in keys if '_' in key)})\b")
+
+
 def _help(text: str, default: Any) -> str:
     """What is said of a setting, and its default, where that says something."""
+    text = SETTINGS.sub(lambda setting: flag(setting[0]), text)
     if default is MISSING:
         return f"{text} Required, here or in the settings file."
     if default in (None, ()) or not str(default).strip() or isinstance(default, bool):

@@ -226,9 +226,9 @@ def _plan(settings: dict[str, Any]) -> Plan:
     settings = _merged(_checked(PRESETS.get(preset, {})), settings)
     images, train, shuffle = (settings.pop(table, {}) for table in ("images", "train", "shuffle"))
     if not settings.get("model"):
-        raise _missing("model", "model", "model to learn on")
+        raise _missing("model", "model to learn on")
     if not images.get("folder"):
-        raise _missing("folder", "images", "folder of pictures")
+        raise _missing("images", "folder of pictures")
     settings["from_"] = settings.pop("from", None)
     template = settings.pop("template", Plan.template)
     return Plan(
@@ -240,10 +240,8 @@ def _plan(settings: dict[str, Any]) -> Plan:
     )
 
 
-def _missing(setting: str, key: str, what: str) -> SettingError:
-    return SettingError(
-        lambda name: f"There is no {what}. Give one with {name(setting)}, or `{key}` in a settings file."
-    )
+def _missing(key: str, what: str) -> UserError:
+    return UserError(f"There is no {what}. Give one with --{key}, or as `{key}` in a settings file.")
 
 
 def _lines(template: tuple[str, ...]) -> tuple[str, ...]:

@@ -283,7 +283,7 @@ def checked_pictures(plan: Plan, report: Report, processes: "Processes | None" =
     images = own_size(plan.images, plan.model, plan.model_config)
     if images != plan.images:
         size = f"{images.width}x{images.height} pixels"
-        report.say(f"The pictures are made {size}: what was not set is as this model was made for.")
+        report.say(f"The pictures are brought to {size}. Where no size was set, it is the one the model was made for.")
     pictures = load_pictures(images)
     examples = [Example(torch.empty(0), picture.caption) for picture in pictures]
     check(LearnableEmbedding(start), examples, plan.train, processes or ALONE)

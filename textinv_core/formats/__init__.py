@@ -13,16 +13,30 @@ from . import bin, image_embedding, pt, safetensors
 from .bundles import bundled, chosen
 from .image_embedding import is_marked
 
-__all__ = ["FORMATS", "PICTURES", "is_marked", "keeps_facts", "list_bundled", "load_embedding", "save_embedding"]
+__all__ = [
+    "FORMATS",
+    "PICTURES",
+    "check_suffix",
+    "is_marked",
+    "keeps_facts",
+    "list_bundled",
+    "load_embedding",
+    "save_embedding",
+]
 
 PICTURES = (".png", ".webp", *FURTHER_KINDS)
 FORMATS = {".safetensors": safetensors, ".pt": pt, ".bin": bin, **dict.fromkeys(PICTURES, image_embedding)}
 
 
-def _format(path: Path) -> Any:
-    """The module that reads and writes `path`; UserError for a suffix without one."""
+def check_suffix(path: Path) -> None:
+    """Raise UserError for a name that embedding files do not have."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path.name!r} is no embedding file: those end in {', '.join(FORMATS)}.")
+
+
+def _format(path: Path) -> Any:
+    """The module that reads and writes `path`. Raises as `check_suffix`."""
+    check_suffix(path)
     return FORMATS[path.suffix.lower()]
 
 

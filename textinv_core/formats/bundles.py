@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import SettingError, UserError
 from .limits import MAX_HEADER_BYTES
 
 # The shortest name that leaves a key: names may have dots, keys have none but A1111's.
@@ -42,5 +42,7 @@ def chosen(names: list[str], name: str | None, file: str) -> str:
         return name or names[0]
     listed = ", ".join(repr(each[:64]) for each in names[:20]) + (", ..." if len(names) > 20 else "")
     if name is None:
-        raise UserError(f"{file!r} holds {len(names)} embeddings, {listed}: choose one of them by its name.")
+        raise SettingError(
+            lambda called: f"{file!r} holds {len(names)} embeddings, {listed}: choose one of them by {called('name')}."
+        )
     raise UserError(f"{file!r} holds no embedding {name[:64]!r}, but {listed}.")

@@ -268,7 +268,7 @@ class PipelineHost(Host):
 
     @property
     def encoder_name(self) -> str:
-        return type(self.pipe).__name__
+        return "SDXL's" if self.is_sdxl else "SD2.x's" if "clip_h" in self.encoders else "SD1.x's"
 
     def nearest_words(self, embedding: Embedding, count: int = 5) -> dict[str, list[list[tuple[str, float]]]]:
         """Encoder key -> for each vector, the `count` tokens nearest to it: word and cosine similarity, -1 to 1.

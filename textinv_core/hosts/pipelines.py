@@ -159,6 +159,7 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     for name in ("unet", "vae", *names):
         _json(folder / name / "config.json")
     scheduler = _scheduler(folder)
+    files = {name: _weight_files(folder / name) for name in ("unet", "vae", *names)}
     parts: dict[str, Any] = {}
     for name, model, options in (
         ("unet", UNet2DConditionModel, {"torch_dtype": dtype}),
@@ -166,18 +167,9 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         # With this, sizes that differ are told of as what is missing is, instead of in a table in the log.
         *((name, TEXT_ENCODERS[name], {"ignore_mismatched_sizes": True}) for name in names),
     ):
-        safe = [file.name for file in (folder / name).glob("*.safetensors")]
-        files = safe or [file.name for file in (folder / name).glob("*.bin*")]  # or the index of some
-        if not files:
-            raise UserError(
-                f"The {name} in {folder.name!r} has no weights, neither a .safetensors nor a .bin: there are only "
-                f"{', '.join(sorted(file.name for file in (folder / name).iterdir()))}. Is the folder whole?"
-            )
-        if not safe:
-            _check_pickles(folder / name)
         options |= {
-            "use_safetensors": bool(safe),
-            "variant": "fp16" if all(".fp16." in file for file in files) else None,
+            "use_safetensors": any(file.endswith(".safetensors") for file in files[name]),
+            "variant": "fp16" if all(".fp16." in file for file in files[name]) else None,
         }
         with _reading(f"The {name} in {folder.name!r}"):
             loaded: Any = model.from_pretrained(
@@ -189,6 +181,21 @@ def _folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     for name in names:
         parts[name].to(dtype)
     return {**parts, **_tokenizers(folder, names), "scheduler": scheduler}
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The names of the files with a component's weights, or with their index. Raises UserError where there are none,
+    and as `_check_pickles`."""
+    if safe := [file.name for file in folder.glob("*.safetensors")]:
+        return safe
+    files = [file.name for file in folder.glob("*.bin*")]
+    if not files:
+        raise UserError(
+            f"The {folder.name} in {folder.parent.name!r} has no weights, neither a .safetensors nor a .bin: there are "
+            f"only {', '.join(sorted(file.name for file in folder.iterdir()))}. Is the folder whole?"
+        )
+    _check_pickles(folder)
+    return files
 
 
 def _check_pickles(folder: Path) -> None:

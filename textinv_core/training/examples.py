@@ -1,5 +1,6 @@
 """What is learnt from: pictures as latents with their captions, in batches of equal size."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from torch import Generator, Tensor
 from ..errors import UserError
 from ..hosts.base import Host
 from ..picture import Picture
+
+log = logging.getLogger("textinv")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ def encoded_examples(host: Host, pictures: Sequence[Picture]) -> list[Example]:
     smaller than that.
     """
     multiple = host.latent_multiple
+    if cut := [each for each in pictures if any(side % multiple for side in each.pixels.shape[:2])]:
+        height, width = cut[0].pixels.shape[:2]
+        log.info(
+            f"textinv: {len(cut)} of {len(pictures)} pictures, such as one of {width}x{height} pixels, are cut at the "
+            f"edges: this model takes sides that are multiples of {multiple}."
+        )
     latents = host.encode([crop_to_multiple(picture.pixels, multiple) for picture in pictures])
     with torch.inference_mode(False):  # so that autograd may use them
         return [
