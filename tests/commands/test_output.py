@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("cyclopts")
 
 from textinv_core.commands.output import PATIENCE, Report, failing, logging_to_stderr, sentence, without_comma
-from textinv_core.commands.process import Told
+from textinv_core.commands.process import Signalled
 from textinv_core.errors import UserError
 from textinv_core.training.training import TrainingError
 
@@ -85,7 +85,7 @@ def test_with_json_failures_are_facts_too(capsys):
 
 def test_an_interrupt_has_the_status_of_its_signal():
     assert status(KeyboardInterrupt()) == 130
-    assert status(Told(signal.SIGTERM)) == 143
+    assert status(Signalled(signal.SIGTERM)) == 143
 
 
 @pytest.mark.parametrize(

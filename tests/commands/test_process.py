@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,20 @@ def test_a_reader_that_has_gone_ends_nothing():
     said = run("print('x' * 100_000, flush=True); print('still there', file=sys.stderr)", stdout=writer)
     os.close(writer)
     assert (said.returncode, said.stderr.strip()) == (0, b"still there")
+
+
+@ON_POSIX
+def test_a_reader_that_is_slow_is_waited_for_though_the_pipe_is_set_not_to():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    read = []
+    with open(reader, "rb") as end:
+        thread = threading.Thread(target=lambda: (time.sleep(0.5), read.append(end.read())))
+        thread.start()
+        said = run("for _ in range(300): print('x' * 1000, flush=True)", stdout=writer)
+        os.close(writer)
+        thread.join()
+    assert (said.returncode, said.stderr, len(read[0])) == (0, b"", 300 * 1001)
 
 
 @ON_POSIX

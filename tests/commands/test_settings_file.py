@@ -250,6 +250,12 @@ def test_a_key_of_many_parts_is_refused(tmp_path, key, before):
         read_file(file)
 
 
+def test_lines_without_end_are_refused_at_once(tmp_path):
+    (tmp_path / "a.toml").write_text("\n" * 1_000_000 + "a")  # an hour, where each line is searched to the file's end
+    with pytest.raises(UserError, match="cannot be read as TOML"):
+        read_file(tmp_path / "a.toml")
+
+
 @pytest.mark.parametrize("text", ["x" + ".x" * 50, "....... " * 50, "don't '" + ".x" * 50])
 def test_texts_and_comments_may_have_any_dots(tmp_path, text):
     file = tmp_path / "a.toml"

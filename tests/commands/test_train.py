@@ -282,6 +282,16 @@ def test_a_disk_that_is_full_at_the_end_is_said_with_the_newest_copy(textinv, wo
     assert str(run_folder(tmp_path) / "embeddings" / "cat-1.safetensors") in done.err
 
 
+def test_an_interrupt_after_the_last_step_says_where_the_embedding_is(textinv, world, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("textinv_core.formats.save_embedding", interrupt)
+    done = textinv("train", *world.flags, "--name", "cat", "--steps", 1, "--output", tmp_path)
+    assert done.code == 130
+    assert str(run_folder(tmp_path) / "embeddings" / "cat-1.safetensors") in done.err
+
+
 # Several processes
 
 

@@ -401,6 +401,25 @@ def test_what_the_folder_cannot_take_is_kept_wherever_it_can_be(expected, refuge
     assert f"kept in {kept}" in caplog.text and "What was learnt is in memory" in caplog.text
 
 
+def test_an_interrupt_of_the_last_rescue_loses_nothing(expected, refuges, monkeypatch):
+    folder = RunFolder.new(refuges[0] / "root", "cat")
+    save, tries = folder_module.save_embedding, []
+
+    def interrupted_once(embedding, path):
+        if path.is_relative_to(folder.path):
+            raise OSError(28, "No space left on device")
+        tries.append(path)
+        if len(tries) == 1:
+            raise Interrupted
+        save(embedding, path)
+
+    monkeypatch.setattr(folder_module, "save_embedding", interrupted_once)
+    arguments = FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings()
+    with pytest.raises(Interrupted):
+        [*run(Training(*arguments), folder)]
+    assert same(load_embedding(refuges[0] / "cat-6.safetensors"), expected[6][1])
+
+
 def test_losses_that_cannot_be_written_do_not_cost_the_embedding(tmp_path, expected):
     (tmp_path / CSV).mkdir()
     with pytest.raises(Interrupted):

@@ -613,6 +613,34 @@ def test_what_the_last_step_made_must_give_a_finite_loss_and_gradient(change, wo
     assert training.learnt().step == 2 and same(training.learnt(), second.learnt)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("steps", [11, 12])
+def test_what_no_prompt_has_named_since_is_not_good_yet(steps, seed):
+    """A finite loss of a prompt without it says nothing about the embedding."""
+    examples = [Example(torch.ones(3, 4, 4), caption) for caption in ("embedding:cat", "a dog")]
+
+    def training(model):
+        told = settings(steps, ["[filewords]"], seed=seed)
+        return Training(model, examples, LearnableEmbedding(fake_embedding()), told)
+
+    def naming(model):
+        return [number for number, call in enumerate(model.calls, 1) if call.prompts == ["embedding:cat"]]
+
+    model = FakeModel()
+    learnt = [step.learnt for step in training(model).steps()]
+    *_, before, last = naming(model)
+
+    def spoil(prediction, call):  # what `last` has made gives no finite loss
+        return prediction * math.nan if call > last and call in naming(spoilt) else prediction
+
+    spoilt = FakeModel(change=spoil)
+    run = training(spoilt)
+    assert len([*run.steps()]) == steps
+    with pytest.raises(TrainingError, match="is nan"):
+        run.confirm()
+    assert run.learnt().step < last and same(run.learnt(), learnt[before - 1])
+
+
 def test_confirming_changes_nothing():
     trainings = [
         Training(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings(6)) for _ in range(2)

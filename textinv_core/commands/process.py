@@ -2,6 +2,7 @@
 
 import errno
 import io
+import select
 import signal
 import sys
 from collections.abc import Iterable
@@ -10,8 +11,8 @@ from typing import Any, NoReturn
 from ..signals import SIGNALS
 
 
-class Told(KeyboardInterrupt):
-    """Another signal than Ctrl-C's has told the process to end: it is to end in the same way."""
+class Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the process is to end as it does after Ctrl-C."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -21,11 +22,11 @@ class Told(KeyboardInterrupt):
 def status_of(stopped: KeyboardInterrupt) -> int:
     """The exit status of a command that was stopped, as shells count: 130 after Ctrl-C, 143 after SIGTERM, 129 after
     SIGHUP."""
-    return 128 + (stopped.number if isinstance(stopped, Told) else signal.SIGINT)
+    return 128 + (stopped.number if isinstance(stopped, Signalled) else signal.SIGINT)
 
 
 def _end(number: int, _: object) -> NoReturn:
-    raise Told(number)
+    raise Signalled(number)
 
 
 def heed_signals() -> None:
@@ -60,7 +61,10 @@ class _Lasting(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         try:
-            return self._raw.write(data)
+            # Another program at the same terminal may have set it so that it takes nothing rather than wait.
+            while (written := self._raw.write(data)) is None:
+                select.select([], [self._raw], [])
+            return written
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe, or a terminal, that has been closed
                 self.error = self.error or error

@@ -21,7 +21,7 @@ from .output import FLAGS, flag, without_comma
 from .plan import Plan
 
 MAX_FILE_BYTES = 1024 * 1024
-DECIMAL_COMMA = re.compile(r"^[^#\"']*=[ \t]*(\d+,\d+)[ \t]*(?:#.*)?$", re.MULTILINE)
+DECIMAL_COMMA = re.compile(r"^[^#\"'\n]*=[ \t]*(\d+,\d+)[ \t]*(?:#.*)?$", re.MULTILINE)
 # A key of many parts takes its reader time and memory by their square, 50,000 of them 9 GB. What stands in texts and
 # comments is not meant; one that nothing closes goes to the end.
 TEXTS = re.compile(

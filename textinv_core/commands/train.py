@@ -115,7 +115,11 @@ def train(
                 pictures = checked_pictures(plan, report, processes)
             trained = train_one(plan, pictures, report, processes, _command(processes))
             if processes.rank == 0:
-                _finish(plan, trained, report)
+                try:
+                    _finish(plan, trained, report)
+                except KeyboardInterrupt as stopped:
+                    kept = f" The trained embedding is kept in {trained.copy}." if trained.copy else ""
+                    raise complain(report, f"Stopped.{kept}", status_of(stopped)) from None
 
 
 def _tables(settings: Path | None) -> Mapping[str, Any]:
@@ -182,7 +186,7 @@ def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "R
     from ..files import numbered
     from ..formats import save_embedding
 
-    is_told = False
+    has_complained = False
     while True:
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -195,8 +199,8 @@ def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "R
                 raise UserError(
                     f"The trained embedding could not be written into {str(output)!r}: {error}. It is kept in {copy}."
                 ) from error
-            if not is_told:
-                is_told = True
+            if not has_complained:
+                has_complained = True
                 report.say(
                     f"The trained embedding can be written nowhere: {error}. It is still in memory, and every "
                     f"{TRY_AGAIN} s it is tried again: make room on the disk. Ctrl-C gives it up."

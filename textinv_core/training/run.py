@@ -208,7 +208,7 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
                 if settings.save_every and step.step % settings.save_every == 0 and (path := record.save()):
                     yield Saved(step.step, path)
             training.confirm()
-            record.save()
+            path = record.rescue()
         except BaseException as stopped:
             if isinstance(stopped, TrainingError):
                 record.withdraw()
@@ -220,7 +220,6 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
             if isinstance(stopped, TrainingError):
                 raise TrainingError(f"{stopped} {kept}") from stopped
             raise
-        path = record.rescue()
     if folder is not None and not (path and path.is_relative_to(folder.path)):
         log.warning(f"textinv: {record.kept()}")
     yield Ended(training.learnt(), record.losses, path)

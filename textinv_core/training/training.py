@@ -158,7 +158,7 @@ class Training:
         """Run one optimizer step.
 
         Raises TrainingError when a loss or gradient is not finite, and when none has reached the tensors for 20 steps.
-        After one that is not finite, what has been learnt is what the last finite ones were computed from. Raises
+        After one that is not finite, what has been learnt is what the last finite gradients were computed from. Raises
         ConnectionError when another process is lost, and whatever the host raises to interrupt.
         """
         step, settings = self.step + 1, self.settings
@@ -178,15 +178,22 @@ class Training:
             group["lr"] = rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._good, self._learnt = self._learnt, (step, self._copy())
+        if 0 < norm < math.inf:  # else no prompt has named it, or fp16 overflowed: nothing is known of it yet
+            self._good = self._learnt
+        self._learnt = step, self._copy()
         self.step = step
         return Step(step, self.last_step, loss.item(), rate, self.learnable.snapshot(self._learnt[1], step))
 
     def confirm(self) -> None:
-        """Try what the last step has made on a batch, as the next step would: what has no finite loss and gradients is
+        """Try what the last step has made on the next batch that names it: what has no finite loss and gradients is
         not learnt, as after `advance`, and a TrainingError is raised."""
         rate = self._rates.rate_at(self.step - 1)
-        result = self._loss_and_gradients(self._batch(self.step * self.settings.gradient_accumulation)).cpu()
+        first = self.step * self.settings.gradient_accumulation
+        batches = map(self._batch, range(first, first + 2 * self.batches_an_epoch))  # a whole epoch at the least
+        batch = next((batch for batch in batches if any(map(self.learnable.is_named, batch.prompts))), None)
+        if batch is None:
+            return
+        result = self._loss_and_gradients(batch).cpu()
         self._check_loss(result[0].item(), f"after step {self.step}", rate)
         self._check_gradients(float(result[1:].norm()), f"after step {self.step}", rate)
 
