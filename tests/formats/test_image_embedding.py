@@ -232,7 +232,7 @@ def test_a_png_without_a_picture_is_refused(tmp_path):
 def test_a_picture_too_low_for_its_stripes_is_refused(tmp_path):
     """With one pixel a column, some column of the stripes is bound to be black."""
     embedding = Embedding("cat", {"clip_l": torch.rand(8, 768, generator=torch.Generator().manual_seed(0))})
-    with pytest.raises(UserError, match=r"picture of 9 x 1 cannot hold the embedding: take one of 64 x 64"):
+    with pytest.raises(UserError, match=r"picture of 9 x 1 cannot hold the embedding: take another one, of 64 x 64"):
         save_embedding(embedding, tmp_path / "cat.png", torch.ones(1, 9, 3))
 
 
@@ -361,8 +361,30 @@ def test_too_many_pixels_are_not_decoded(tmp_path, width, height):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_a_picture_cut_short_is_damaged(saved, share):
+def test_of_a_picture_cut_short_the_text_may_be_whole(saved, share):
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(len(whole) * share)])
+    check_holds(saved)
+    with Image.open(io.BytesIO(whole)) as image:
+        image.save(saved)  # without its text
     whole = saved.read_bytes()
     saved.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match=r"'saved\.png'.*Is it whole"):
         load_embedding(saved)
+
+
+def test_what_is_written_can_be_read_however_large_the_picture_is(tmp_path):
+    save_embedding(EMBEDDING, tmp_path / "large.png", torch.zeros(1, 1, 1).expand(3000, 4000, 3))
+    with Image.open(tmp_path / "large.png") as image:
+        height, width = image.height, image.width
+        image.save(tmp_path / "unmarked.png")
+    assert abs(width / height - 4 / 3) < 0.01 and 6_500_000 < width * height <= 7_100_000
+    check_holds(tmp_path / "large.png")
+    check_holds(tmp_path / "unmarked.png")
+
+
+def test_a_text_is_read_whatever_the_pixels(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("sd-ti-embedding", base64.b64encode(TEXT).decode())
+    Image.new("L", (4000, 3000)).save(tmp_path / "large.png", pnginfo=info)
+    check_holds(tmp_path / "large.png")

@@ -5,8 +5,10 @@ import json
 import re
 
 import pytest
+import torch
 
 from tests.page.conftest import EXAMPLES, PACK, api_graph, workflow
+from textinv_core import Embedding, save_embedding
 
 OPEN = "graph => app.loadGraphData(graph, true, true, 'example')"
 MISSING = """() => app.graph.nodes
@@ -137,6 +139,5 @@ def test_a_saved_embedding_says_on_the_node_how_it_is_used(page, either_nodes, s
         app.queuePrompt(0);
     }}""")
     # Without overwriting: of two files of one name prompts would find one.
-    page.wait_for_function(
-        "text => app.graph.nodes[1].widgets.some(w => `${w.value}`.startsWith(text))", arg=f"Saved as embedding:{name}_2"
-    )
+    shown = "text => app.graph.nodes[1].widgets.some(w => `${w.value}`.startsWith(text))"
+    page.wait_for_function(shown, arg=f"Saved as embedding:{name}_2")

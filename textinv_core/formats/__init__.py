@@ -84,7 +84,8 @@ def save_embedding(embedding: Embedding, path: str | os.PathLike[str], picture: 
 
     path: its folder must exist. Prompts find the embedding by the file's name, which is its trigger phrase.
     picture: for `.png`, the picture to keep it in, float32 [H, W, 3] in 0..1, best 64 x 64 or larger. What is written
-        is wider, and has the embedding's name, model, vectors and steps on it; the picture itself stays as it is.
+        is wider, and has the embedding's name, model, vectors and steps on it; of more than 7 million pixels it is
+        made smaller. The picture itself stays as it is.
 
     `.safetensors` keep everything, `.pt` and `.png` also, unless there are several text encoders: those and `.bin` have
     no place for `step` and `metadata`. Raises UserError for an unknown suffix, a missing or too small picture, and for

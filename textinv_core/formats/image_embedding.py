@@ -8,6 +8,7 @@ header and no length, only a black column between picture and stripes to know th
 import base64
 import io
 import json
+import math
 import os
 import zlib
 from dataclasses import replace
@@ -28,7 +29,8 @@ from .limits import MAX_FILE_BYTES, check_file
 from .overlay import written_on
 
 CHUNK = "sd-ti-embedding"
-MAX_PIXELS = 10_000_000  # stripes for 75 vectors of T5 are 2.4 million beside the picture
+MAX_PIXELS = 10_000_000
+MAX_OWN_PIXELS = 7_000_000  # of what is written; stripes for 75 vectors of T5 are 2.4 million beside them
 MAX_JSON_BYTES = 8 * 1024 * 1024  # 75 vectors of T5 have 6.8 MB
 MAX_JSON_BRACKETS = 10_000  # a list for each vector; objects and lists of nothing take fifty times their text
 ROWS = 64  # of a picture are looked at together
@@ -155,17 +157,34 @@ def is_marked(path: str | os.PathLike[str]) -> bool:
         return CHUNK.encode() in file.read(2**16)
 
 
+def _check_pixels(width: int, height: int) -> None:
+    """Raise ValueError for a picture that would take too much memory to look at."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{width} x {height} are more than {MAX_PIXELS // 10**6} million pixels, which no picture with an "
+            "embedding needs"
+        )
+
+
+def _reduced(pixels: np.ndarray) -> np.ndarray:
+    """A picture, uint8 [H, W, 3], made smaller where it has more than `MAX_OWN_PIXELS`."""
+    height, width = pixels.shape[:2]
+    if height * width <= MAX_OWN_PIXELS:
+        return pixels
+    scale = math.sqrt(MAX_OWN_PIXELS / (height * width))
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
 def read(path: Path) -> Embedding:
     """Read the embedding in a picture, which is called as it was when it was put there; see `load_embedding`."""
     check_file(path, MAX_FILE_BYTES)
     try:
         with Image.open(path, formats=("PNG", "WEBP", *FURTHER_KINDS.values())) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} are more than {MAX_PIXELS // 10**6} million pixels, which no "
-                    "picture with an embedding needs"
-                )
-            chunk = getattr(image, "text", {}).get(CHUNK)
+            chunk = image.info.get(CHUNK)  # before the pixels, which need not be decoded then
+            if chunk is None:
+                _check_pixels(image.width, image.height)
+                chunk = getattr(image, "text", {}).get(CHUNK)
             text = from_pixels(decoded(image)) if chunk is None else from_base64(chunk)
         stored = None if text is None else from_json(text)
     except UnidentifiedImageError:
@@ -204,14 +223,16 @@ def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.numel() == 0:
         raise ValueError(f"The picture for {path.name!r} is {list(picture.shape)}, not [height, width, 3].")
     pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
-    pixels = written_on(pixels, f"<{embedding.name}>", footers(embedding))
+    pixels = written_on(_reduced(pixels), f"<{embedding.name}>", footers(embedding))
     text = to_json(a1111.to_data(embedding, path.name))
     left, right = stripes(text, len(pixels), next(iter(embedding.vectors.values()))[0].detach().cpu())
     black = np.zeros((len(pixels), 1, 3), np.uint8)
     pixels = np.concatenate([left, black, pixels, black, right], axis=1)
-    if from_pixels(pixels) != text:
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS or from_pixels(pixels) != text:
         height, width = picture.shape[:2]
-        raise UserError(f"A picture of {width} x {height} cannot hold the embedding: take one of 64 x 64 or larger.")
+        raise UserError(
+            f"A picture of {width} x {height} cannot hold the embedding: take another one, of 64 x 64 or larger."
+        )
     info = PngImagePlugin.PngInfo()
     info.add_text(CHUNK, base64.b64encode(text).decode())
     data = io.BytesIO()
