@@ -66,7 +66,7 @@ def demo(
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Have torch compute with one thread: how many there are decides about rounding, and a hundred steps later about
-    what is drawn. So small a model is no slower for it."""
+    what is drawn. For so small a model a second one saves a fifth of the time at best; see benchmarks/RESULTS.md."""
     import torch
 
     before = torch.get_num_threads()
