@@ -87,6 +87,12 @@ def textinv(monkeypatch, capsys) -> Callable[..., Ended]:
     return typed
 
 
+def _heed() -> None:
+    """A shell that started these tests in the background has interrupts ignored, and `nohup` SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path) -> Callable[..., subprocess.Popen]:
     """Start the command as a process of its own, in `tmp_path`.
@@ -104,8 +110,7 @@ def start(tmp_path) -> Callable[..., subprocess.Popen]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # A shell that started these tests in the background has interrupts ignored.
-            preexec_fn=None if sys.platform == "win32" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=None if sys.platform == "win32" else _heed,
         )
         started.append(process)
         return process
