@@ -3,6 +3,7 @@
 
 import logging
 import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 from threading import Thread
@@ -55,6 +56,9 @@ def _look_into(path: str, changed: int, size: int, thoroughly: bool) -> tuple[st
             load_embedding(path)
     except (UserError, OSError):
         return ()
+    except Exception:  # of one file, which must not cost the list of all others
+        log.exception("%s was left out of the list of embeddings.", ascii(path))
+        return ()
     return ("",)
 
 
@@ -66,6 +70,8 @@ def _entries(folder: str, files: set[str], prefix: str = "") -> list[str]:
             path = folder_paths.get_full_path_or_raise(folder, file)
             status = os.stat(path)
         except OSError:  # gone meanwhile, or a link to nothing
+            continue
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe waits for ever
             continue
         stem = os.path.splitext(file)[0]
         preview = stem.endswith(".preview") or any(stem + suffix in files for suffix in FOUND_BY_PROMPTS)

@@ -124,6 +124,20 @@ def test_names_that_cannot_be_shown_are_not_listed(load, folders):
     assert listed(load) == ["lora: style.safetensors > b"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")
+def test_one_file_does_not_cost_the_list(load, folders, monkeypatch, caplog):
+    module = sys.modules["textinv_pack.nodes.embedding_files"]
+    real = module.load_embedding
+    monkeypatch.setattr(module, "load_embedding", lambda path: 1 / 0 if path.endswith("bad.png") else real(path))
+    Image.new("RGB", (64, 64)).save(folders["embeddings"] / "bad.png")
+    os.mkfifo(folders["loras"] / "pipe.safetensors")
+    os.mkfifo(folders["embeddings"] / "pipe.safetensors")
+    save_embedding(CAT, folders["embeddings"] / "cow.pt")
+    bundle(folders["loras"] / "style.safetensors", "cat")
+    assert listed(load) == ["cow.pt", "lora: style.safetensors > cat"]
+    assert "bad.png' was left out of the list" in caplog.text
+
+
 def test_the_list_is_made_anew_each_time_and_files_are_looked_into_once(load, folders, monkeypatch):
     looked_into = []
     module = sys.modules["textinv_pack.nodes.embedding_files"]

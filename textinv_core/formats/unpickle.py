@@ -44,6 +44,7 @@ KNOWN = {*STORAGES, *KINDS, DICTIONARY, *SETS, *TENSORS, PARAMETER, PARAMETERS}
 
 MAX_NUMBERS = 2**48  # what 64 bits can count and torch can address
 MAX_DIMENSIONS = 64  # torch's own bound
+MAX_TENSORS = 50_000  # each takes a hundred times what asks for it again; large models have some 5,000
 
 
 class AsksForCode(Exception):
@@ -221,6 +222,8 @@ def _made(name: str, arguments: tuple[Any, ...], declared: list[Declared]) -> An
             dtype = storage.dtype
             if name.endswith("v3"):  # (requires_grad, hooks, dtype, ...)
                 dtype = KINDS[_is(rest[2], Name).text]
+            if len(declared) == MAX_TENSORS:
+                raise ValueError(f"it has more than {MAX_TENSORS} tensors")
             declared.append(_declared(storage, dtype, offset, shape, stride))
             return declared[-1].tensor
     raise ValueError(f"it uses {name} in an unknown way")
