@@ -7,6 +7,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 from threading import Thread
+from time import monotonic
 
 import folder_paths
 
@@ -30,7 +31,7 @@ def find(entry: str) -> tuple[Path, str | None]:
     them, and links are followed.
     """
     folder, rest = ("loras", entry.removeprefix(LORA)) if entry.startswith(LORA) else ("embeddings", entry)
-    parts = rest.split(WITHIN)
+    parts = rest.split(WITHIN, 100)  # more would take long, and no file is called so
     for n in range(len(parts), 0, -1):
         file = WITHIN.join(parts[:n])
         path = folder_paths.get_full_path(folder, file) if file.lower().endswith(tuple(FORMATS)) else None
@@ -93,19 +94,25 @@ def _list_all() -> None:
 
 _listed: list[str] = []
 _listing: Thread | None = None
+_waited_until = 0.0
 
 
 def entries() -> list[str]:
     """Entries for all embeddings that can be read, sorted, the embeddings folders' first.
 
     They are looked for in a thread, as the first time every LoRA is opened, and there are collections of thousands:
-    after `PATIENCE` the list is what it was before, and a line in the log says so.
+    after `PATIENCE` the list is what it was before, and a line in the log says so. The host asks several times in a row
+    for each graph, and waits once.
     """
-    global _listing
-    if _listing is None or not _listing.is_alive():
-        _listing = Thread(target=_list_all, name="textinv-embeddings", daemon=True)
-        _listing.start()
-    _listing.join(PATIENCE)
-    if _listing.is_alive():
+    global _listing, _waited_until
+    listing = _listing  # the server and the graph ask in threads of their own
+    started = False
+    if listing is None or not listing.is_alive():
+        started = True
+        listing = Thread(target=_list_all, name="textinv-embeddings", daemon=True)
+        listing.start()
+        _listing, _waited_until = listing, monotonic() + PATIENCE
+    listing.join(max(0.0, _waited_until - monotonic()))
+    if started and listing.is_alive():
         log.info("Still looking for embeddings: refresh the page's lists (press R) later to see them all.")
     return _listed

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,7 +161,12 @@ def test_what_takes_long_does_not_hold_up_the_server(load, folders, monkeypatch,
     bundle(folders["loras"] / "slow.safetensors", "cat")
     with caplog.at_level(logging.INFO, "textinv"):
         assert "lora: slow.safetensors > cat" not in listed(load)
-    assert "Still looking for embeddings" in caplog.text
+        assert "Still looking for embeddings" in caplog.text
+        caplog.clear()
+        monkeypatch.setattr(module, "PATIENCE", 5)  # for the next thread, not for asking again
+        asked = time.monotonic()
+        listed(load)
+    assert time.monotonic() - asked < 4 and not caplog.text
     go_on.set()
     module._listing.join()
     assert listed(load) == ["lora: slow.safetensors > cat"]
@@ -187,6 +193,12 @@ def test_what_is_not_there_is_a_sentence_and_nothing_outside_is_opened(load, fol
     (folders["embeddings"] / "sub").mkdir()
     (folders["embeddings"] / "cat.txt").write_text("cat")
     assert "There is no embedding" in load.validate_inputs(name=name)
+
+
+def test_looking_for_an_entry_takes_no_time(load):
+    asked = time.monotonic()
+    assert "There is no embedding" in load.validate_inputs(name="a.pt > " * 20_000)
+    assert time.monotonic() - asked < 2
 
 
 def test_a_file_that_is_new_need_not_be_in_the_list(load, folders):
