@@ -103,6 +103,16 @@ def test_numbers_of_other_processors(tmp_path):
     assert torch.equal(read(tmp_path, data)["vectors"]["*"], expected)
 
 
+def test_tensors_are_not_made_into_others(tmp_path):
+    """torch.load takes what BUILD has for a tensor as arguments of `set_`."""
+    data = saved({"a": torch.ones(4), "b": torch.zeros(4)}, zipped=False)
+    assert read(tmp_path, data)["a"].tolist() == [1] * 4
+    before, after = b"tq\x0cRq\rX\x01\x00\x00\x00b", b"tq\x0cRq\r)bX\x01\x00\x00\x00b"
+    assert data.count(before) == 1
+    with pytest.raises(UserError, match="it changes a tensor"):
+        read(tmp_path, data.replace(before, after))
+
+
 @pytest.mark.parametrize("order", [b"", b"middle", b"little\n", b"big" * 9])
 def test_an_order_of_bytes_that_nobody_knows(tmp_path, order):
     data = rewritten(saved(DATA), lambda name, content: (name, order if name.endswith("byteorder") else content))

@@ -160,6 +160,8 @@ def unpickle(stream: BinaryIO) -> tuple[Any, list[Declared]]:
                 stack.append(_made(name.text, arguments, declared))
             case "BUILD":
                 state = stack.pop()
+                if isinstance(stack[-1], Tensor):  # torch.load would let it show other numbers
+                    raise ValueError("it changes a tensor that it has made")
                 # What an OrderedDict has besides its items, `_metadata` of a state dict, nobody needs here.
                 if isinstance(stack[-1], Parameters) and isinstance(state, dict):
                     stack[-1]._parameters = state.get("_parameters")
