@@ -3,9 +3,11 @@
 
 import logging
 import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 from threading import Thread
+from time import monotonic
 
 import folder_paths
 
@@ -29,7 +31,7 @@ def find(entry: str) -> tuple[Path, str | None]:
     them, and links are followed.
     """
     folder, rest = ("loras", entry.removeprefix(LORA)) if entry.startswith(LORA) else ("embeddings", entry)
-    parts = rest.split(WITHIN)
+    parts = rest.split(WITHIN, 100)  # more would take long, and no file is called so
     for n in range(len(parts), 0, -1):
         file = WITHIN.join(parts[:n])
         path = folder_paths.get_full_path(folder, file) if file.lower().endswith(tuple(FORMATS)) else None
@@ -55,6 +57,9 @@ def _look_into(path: str, changed: int, size: int, thoroughly: bool) -> tuple[st
             load_embedding(path)
     except (UserError, OSError):
         return ()
+    except Exception:  # of one file, which must not cost the list of all others
+        log.exception("%s was left out of the list of embeddings.", ascii(path))
+        return ()
     return ("",)
 
 
@@ -66,6 +71,8 @@ def _entries(folder: str, files: set[str], prefix: str = "") -> list[str]:
             path = folder_paths.get_full_path_or_raise(folder, file)
             status = os.stat(path)
         except OSError:  # gone meanwhile, or a link to nothing
+            continue
+        if not stat.S_ISREG(status.st_mode):  # to open a pipe waits for ever
             continue
         stem = os.path.splitext(file)[0]
         preview = stem.endswith(".preview") or any(stem + suffix in files for suffix in FOUND_BY_PROMPTS)
@@ -87,19 +94,25 @@ def _list_all() -> None:
 
 _listed: list[str] = []
 _listing: Thread | None = None
+_waited_until = 0.0
 
 
 def entries() -> list[str]:
     """Entries for all embeddings that can be read, sorted, the embeddings folders' first.
 
     They are looked for in a thread, as the first time every LoRA is opened, and there are collections of thousands:
-    after `PATIENCE` the list is what it was before, and a line in the log says so.
+    after `PATIENCE` the list is what it was before, and a line in the log says so. The host asks several times in a row
+    for each graph, and waits once.
     """
-    global _listing
-    if _listing is None or not _listing.is_alive():
-        _listing = Thread(target=_list_all, name="textinv-embeddings", daemon=True)
-        _listing.start()
-    _listing.join(PATIENCE)
-    if _listing.is_alive():
+    global _listing, _waited_until
+    listing = _listing  # the server and the graph ask in threads of their own
+    started = False
+    if listing is None or not listing.is_alive():
+        started = True
+        listing = Thread(target=_list_all, name="textinv-embeddings", daemon=True)
+        listing.start()
+        _listing, _waited_until = listing, monotonic() + PATIENCE
+    listing.join(max(0.0, _waited_until - monotonic()))
+    if started and listing.is_alive():
         log.info("Still looking for embeddings: refresh the page's lists (press R) later to see them all.")
     return _listed

@@ -21,6 +21,19 @@ def test_the_dictionary_is_a1111s_and_then_ours():
     assert list(data.values())[1:] == ["cat", 7, "81761151", None, "clip_l", "abc"]
 
 
+def test_facts_that_no_file_can_hold_are_left_out():
+    data = {"string_to_param": {"*": torch.ones(2, 768)}, "sd_checkpoint": "\ud800", "textinv.base_model": "a\udfff"}
+    assert read({**data, "textinv.\ud800": "b", "textinv.template": "\U0001f600"}).metadata == {
+        "textinv.template": "\U0001f600"
+    }
+
+
+@pytest.mark.parametrize("key", ["__metadata__", "bundle_emb.cat.clip_l"])
+def test_keys_that_mean_something_else_in_a_safetensors_are_no_encoders(key):
+    with pytest.raises(UserError, match="which is no text encoder"):
+        read({"string_to_param": {"*": torch.ones(2, 768)}, "textinv.encoder": key})
+
+
 def test_of_several_encoders_there_are_vectors_only():
     vectors = {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}
     data = to_data(Embedding("cat", vectors, 7, {"textinv.base_model": "abc"}), "cat.pt")

@@ -236,6 +236,12 @@ def test_a_picture_too_low_for_its_stripes_is_refused(tmp_path):
         save_embedding(embedding, tmp_path / "cat.png", torch.ones(1, 9, 3))
 
 
+def test_what_is_too_large_for_any_picture_is_not_the_pictures_fault(tmp_path):
+    sd3 = {"clip_l": torch.rand(75, 768), "clip_g": torch.rand(75, 1280), "t5xxl": torch.rand(75, 4096)}
+    with pytest.raises(UserError, match=r"the embedding has .* MiB, and pictures are read with 8 .*\.safetensors"):
+        save_embedding(Embedding("cat", sd3), tmp_path / "cat.png", torch.ones(64, 64, 3))
+
+
 def grey(width=90, height=64, shade=77):
     return np.full((height, width, 3), shade, np.uint8)
 

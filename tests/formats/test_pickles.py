@@ -103,6 +103,23 @@ def test_numbers_of_other_processors(tmp_path):
     assert torch.equal(read(tmp_path, data)["vectors"]["*"], expected)
 
 
+def test_tensors_are_not_made_into_others(tmp_path):
+    """torch.load takes what BUILD has for a tensor as arguments of `set_`."""
+    data = saved({"a": torch.ones(4), "b": torch.zeros(4)}, zipped=False)
+    assert read(tmp_path, data)["a"].tolist() == [1] * 4
+    before, after = b"tq\x0cRq\rX\x01\x00\x00\x00b", b"tq\x0cRq\r)bX\x01\x00\x00\x00b"
+    assert data.count(before) == 1
+    with pytest.raises(UserError, match="it changes a tensor"):
+        read(tmp_path, data.replace(before, after))
+
+
+@pytest.mark.parametrize("order", [b"", b"middle", b"little\n", b"big" * 9])
+def test_an_order_of_bytes_that_nobody_knows(tmp_path, order):
+    data = rewritten(saved(DATA), lambda name, content: (name, order if name.endswith("byteorder") else content))
+    with pytest.raises(UserError, match="order of its bytes is unknown"):
+        read(tmp_path, data)
+
+
 @pytest.mark.parametrize("length", range(1, 9))
 def test_numbers_that_lie_anywhere_in_a_zip(tmp_path, length):
     data = rewritten(saved(DATA), lambda name, content: (name.replace("archive", "a" * length), content))
@@ -167,6 +184,14 @@ def test_the_same_numbers_again_and_again_are_too_many(tmp_path, zipped):
         read(tmp_path, data)
     with pytest.raises(UserError, match="its tensors would take 2850 MiB, and 0 are the most"):
         load(tmp_path / "cat.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_nothing_can_be_too_many_too(tmp_path, monkeypatch, zipped):
+    monkeypatch.setattr("textinv_core.formats.unpickle.MAX_TENSORS", 8)
+    assert len(read(tmp_path, saved([torch.empty(0) for _ in range(8)], zipped))) == 8
+    with pytest.raises(UserError, match="more than 8 tensors"):
+        read(tmp_path, saved([torch.empty(0) for _ in range(9)], zipped))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")

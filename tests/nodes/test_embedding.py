@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,6 +125,20 @@ def test_names_that_cannot_be_shown_are_not_listed(load, folders):
     assert listed(load) == ["lora: style.safetensors > b"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such files")
+def test_one_file_does_not_cost_the_list(load, folders, monkeypatch, caplog):
+    module = sys.modules["textinv_pack.nodes.embedding_files"]
+    real = module.load_embedding
+    monkeypatch.setattr(module, "load_embedding", lambda path: 1 / 0 if path.endswith("bad.png") else real(path))
+    Image.new("RGB", (64, 64)).save(folders["embeddings"] / "bad.png")
+    os.mkfifo(folders["loras"] / "pipe.safetensors")
+    os.mkfifo(folders["embeddings"] / "pipe.safetensors")
+    save_embedding(CAT, folders["embeddings"] / "cow.pt")
+    bundle(folders["loras"] / "style.safetensors", "cat")
+    assert listed(load) == ["cow.pt", "lora: style.safetensors > cat"]
+    assert "bad.png' was left out of the list" in caplog.text
+
+
 def test_the_list_is_made_anew_each_time_and_files_are_looked_into_once(load, folders, monkeypatch):
     looked_into = []
     module = sys.modules["textinv_pack.nodes.embedding_files"]
@@ -146,7 +161,12 @@ def test_what_takes_long_does_not_hold_up_the_server(load, folders, monkeypatch,
     bundle(folders["loras"] / "slow.safetensors", "cat")
     with caplog.at_level(logging.INFO, "textinv"):
         assert "lora: slow.safetensors > cat" not in listed(load)
-    assert "Still looking for embeddings" in caplog.text
+        assert "Still looking for embeddings" in caplog.text
+        caplog.clear()
+        monkeypatch.setattr(module, "PATIENCE", 5)  # for the next thread, not for asking again
+        asked = time.monotonic()
+        listed(load)
+    assert time.monotonic() - asked < 4 and not caplog.text
     go_on.set()
     module._listing.join()
     assert listed(load) == ["lora: slow.safetensors > cat"]
@@ -173,6 +193,12 @@ def test_what_is_not_there_is_a_sentence_and_nothing_outside_is_opened(load, fol
     (folders["embeddings"] / "sub").mkdir()
     (folders["embeddings"] / "cat.txt").write_text("cat")
     assert "There is no embedding" in load.validate_inputs(name=name)
+
+
+def test_looking_for_an_entry_takes_no_time(load):
+    asked = time.monotonic()
+    assert "There is no embedding" in load.validate_inputs(name="a.pt > " * 20_000)
+    assert time.monotonic() - asked < 2
 
 
 def test_a_file_that_is_new_need_not_be_in_the_list(load, folders):

@@ -61,7 +61,7 @@ def from_data(data: Any, stem: str, file: str) -> Embedding:
         encoder = data.get("textinv.encoder")
         tensors = {encoder if isinstance(encoder, str) else key: tensor}
     tensors = {key: rows for key, rows in tensors.items() if isinstance(key, str) and isinstance(rows, Tensor)}
-    facts = lasting(data) | {ours: data[key] for ours, key in CHECKPOINT.items() if isinstance(data.get(key), str)}
+    facts = lasting(data | {ours: data[key] for ours, key in CHECKPOINT.items() if isinstance(data.get(key), str)})
     step = data.get("step")
     return Embedding(
         safe_name(stem),

@@ -27,4 +27,14 @@ def lasting(facts: Mapping[Any, Any]) -> dict[str, str]:
         and isinstance(value, str)
         and key.startswith(("textinv.", "modelspec."))
         and key not in RESTATED
+        and _is_text(key + value)
     }
+
+
+def _is_text(text: str) -> bool:
+    """Whether a file can hold it: pickles and JSON may have halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

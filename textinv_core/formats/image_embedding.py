@@ -225,6 +225,11 @@ def write(embedding: Embedding, path: Path, picture: Tensor | None) -> None:
     pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
     pixels = written_on(_reduced(pixels), f"<{embedding.name}>", footers(embedding))
     text = to_json(a1111.to_data(embedding, path.name))
+    if len(text) > MAX_JSON_BYTES:
+        raise UserError(
+            f"{path.name!r} was not written: as text the embedding has {len(text) / 2**20:.1f} MiB, and pictures are "
+            f"read with {MAX_JSON_BYTES >> 20} at most. Write .safetensors."
+        )
     left, right = stripes(text, len(pixels), next(iter(embedding.vectors.values()))[0].detach().cpu())
     black = np.zeros((len(pixels), 1, 3), np.uint8)
     pixels = np.concatenate([left, black, pixels, black, right], axis=1)

@@ -126,7 +126,9 @@ def _zipped(path: Path, memory: mmap.mmap, max_pickle: int) -> _Contents:
     order = "little"
     if (name := f"{folder}byteorder") in members:
         start = place(name)
-        order = memory[start : start + members[name].file_size].decode()
+        order = memory[start : start + min(members[name].file_size, 10)].decode()
+        if order not in ("little", "big"):
+            raise ValueError("the order of its bytes is unknown")
     return _Contents(value, declared, storages, places, order)
 
 

@@ -14,7 +14,8 @@ from .limits import MAX_TENSOR_BYTES, check_total
 # The keys other programs write. More of ComfyUI's encoders take embeddings; files of our own may use any of them.
 ENCODER_KEYS = {"clip_l", "clip_g", "clip_h", "t5xxl", "llama", "qwen3_4b", "qwen3_8b", "mistral3_24b", "ministral3_3b"}
 # What any of them looks like: keys get into messages, tables and the names of tensors.
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# In a .safetensors the first two would make it one that nobody can read, or a bundle.
+KEY_PATTERN = re.compile(r"(?!__metadata__$|bundle_emb\.)[A-Za-z0-9_.-]{1,64}")
 KEY_BY_WIDTH = {768: "clip_l", 1280: "clip_g", 1024: "clip_h", 4096: "t5xxl"}
 ONETRAINER_T5 = "t5"
 # What OneTrainer calls vectors that are put in after the text encoder: the key of those put in before it, and this.

@@ -44,6 +44,7 @@ KNOWN = {*STORAGES, *KINDS, DICTIONARY, *SETS, *TENSORS, PARAMETER, PARAMETERS}
 
 MAX_NUMBERS = 2**48  # what 64 bits can count and torch can address
 MAX_DIMENSIONS = 64  # torch's own bound
+MAX_TENSORS = 50_000  # each takes a hundred times what asks for it again; large models have some 5,000
 
 
 class AsksForCode(Exception):
@@ -159,6 +160,8 @@ def unpickle(stream: BinaryIO) -> tuple[Any, list[Declared]]:
                 stack.append(_made(name.text, arguments, declared))
             case "BUILD":
                 state = stack.pop()
+                if isinstance(stack[-1], Tensor):  # torch.load would let it show other numbers
+                    raise ValueError("it changes a tensor that it has made")
                 # What an OrderedDict has besides its items, `_metadata` of a state dict, nobody needs here.
                 if isinstance(stack[-1], Parameters) and isinstance(state, dict):
                     stack[-1]._parameters = state.get("_parameters")
@@ -221,6 +224,8 @@ def _made(name: str, arguments: tuple[Any, ...], declared: list[Declared]) -> An
             dtype = storage.dtype
             if name.endswith("v3"):  # (requires_grad, hooks, dtype, ...)
                 dtype = KINDS[_is(rest[2], Name).text]
+            if len(declared) == MAX_TENSORS:
+                raise ValueError(f"it has more than {MAX_TENSORS} tensors")
             declared.append(_declared(storage, dtype, offset, shape, stride))
             return declared[-1].tensor
     raise ValueError(f"it uses {name} in an unknown way")
