@@ -12,7 +12,7 @@ pytest.importorskip("msgspec")
 
 from textinv_core.commands.output import sentence
 from textinv_core.commands.settings_file import called, plans, read_file
-from textinv_core.errors import SettingError, UserError
+from textinv_core.errors import UserError
 from textinv_core.prompts import TEMPLATES
 from textinv_core.training.presets import PRESETS
 from textinv_core.training.settings import TrainSettings
@@ -158,7 +158,7 @@ def test_a_key_that_means_nothing_is_named_with_the_nearest_that_does(tables, ke
         ({"name": "my cat"}, "Try 'my_cat'"),
         ({"name": ""}, "no name"),
         ({"images": {"flip": True}}, "--images"),
-        ({"images": {"folder": "a", "width": -8}}, "-8x0"),
+        ({"images": {"folder": "a", "width": -8}}, "width cannot be -8"),
         (
             {"images": {"folder": "a", "captions": "txt"}},
             "captions cannot be 'txt'; there are auto, sidecar, filename, none",
@@ -178,9 +178,8 @@ def test_a_bad_value_is_named(tables, words):
 
 
 def test_a_model_there_must_be():
-    with pytest.raises(SettingError) as error:
+    with pytest.raises(UserError, match=r"no model to learn on\. Give one with --model, or as `model`"):
         plans({"name": "cat", "images": "cats"}, {})
-    assert "--model" in sentence(error.value)
 
 
 def test_clip_at_may_be_whole():

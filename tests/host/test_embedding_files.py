@@ -168,7 +168,7 @@ def test_what_others_wrote_is_in_the_list_and_loads_by_name(server, embeddings):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../server.log", "/etc/passwd", "missing.pt", "lora: missing.safetensors > cat"]
+    "name", ["../../../server.log", "/etc/passwd", "nowhere.pt", "lora: nowhere.safetensors > cat"]
 )
 def test_what_is_not_in_the_folders_is_refused_before_the_graph_runs(server, name):
     graph = {"load": {"class_type": "TextInvLoadEmbedding", "inputs": {"name": name}}}

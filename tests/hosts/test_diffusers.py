@@ -316,7 +316,7 @@ def test_an_encoder_of_sd2_s_width_is_clip_h(sd):
 
 def test_embeddings_that_do_not_fit(sdxl):
     bad = Embedding("bad", {"clip_l": torch.zeros(1, 8), "clip_g": torch.zeros(1, 8)})
-    message = r"'bad' does not fit this model: .*\(StableDiffusionXLPipeline\).* 8 for clip_l, 12 for clip_g"
+    message = r"'bad' does not fit this model: .*\(SDXL's\).* 8 for clip_l, 12 for clip_g"
     for refused in (
         lambda: sdxl.check_fits(bad),
         lambda: sdxl.sample(["a"], [0], LATENT.shape, Sampling(), [bad]),

@@ -56,10 +56,10 @@ def convert(
     report = Report(as_json)
     with failing(report, USAGE):
         check_file("FILE", file)
-        _check_target(out, overwrite)
         if picture:
             check_file("picture", picture)
-        elif out.suffix.lower() == ".png":
+        _check_target(out, overwrite)
+        if out.suffix.lower() == ".png" and not picture:
             raise UserError("A .png keeps the embedding in a picture: give one with --picture, or write .safetensors.")
     with failing(report):
         from ..formats import PICTURES, keeps_facts, load_embedding, save_embedding
@@ -79,13 +79,13 @@ def convert(
 
 def _check_target(out: Path, overwrite: bool) -> None:
     """Raise UserError for what no embedding can be written to."""
-    from ..embedding import check_name
-    from ..formats import check_suffix
-
     if out.is_dir():
         raise UserError(f"OUT is {str(out)!r}, and that is a folder. Give the file to write into it.")
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {str(out.parent)!r} to write {out.name!r} into. Make it first.")
+    from ..embedding import check_name
+    from ..formats import check_suffix  # not before, because it takes a second
+
     check_suffix(out)
     check_name(out.stem)
     if out.exists() and not overwrite:
