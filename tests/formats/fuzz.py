@@ -134,6 +134,10 @@ LARGE: Made = {
     "lists in lists": (".pt", lambda: legacy(b"\x80\x02" + b"]" * MILLION + b"." + b"a" * 10)),
     "tuples in tuples": (".pt", lambda: legacy(b"\x80\x02)" + b"\x85" * MILLION + b".")),
     "a million remembered": (".pt", lambda: legacy(b"\x80\x04]" + b"\x94" * MILLION + b".")),
+    "remembered under numbers of one hash": (
+        ".ckpt",
+        lambda: legacy(b"N" + b"".join(b"p%d\n" % ((2**61 - 1) * (1024 + n)) for n in range(150_000)) + b"."),
+    ),
     "a list copied again and again": (
         ".pt",
         lambda: legacy(
@@ -184,6 +188,10 @@ SMALL: Made = {
     "a value that is printed for ever": (".pt", lambda: legacy(VALUE)),
     "a name that is printed for ever": (".pt", lambda: legacy(NAME)),
     "a storage that is printed for ever": (".pt", lambda: legacy(TENSOR + IDENTITY)),
+    "a set that is hashed for ever": (
+        ".ckpt",
+        lambda: legacy(b"\x80\x02c__builtin__\nset\n]" + DOUBLED[2:] + b"a\x85R."),
+    ),
     "system": (".pt", lambda: b"cposix\nsystem\n(Vtrue\ntR."),
     "one number under nine keys": (
         ".pt",
