@@ -173,6 +173,10 @@ LARGE: Made = {
     "8 MB of texts": (".png", lambda: png(text_chunk(b"[" + b'"ab",' * 1_600_000 + b"1]"))),
     "60 MB of text": (".png", lambda: png((b"tEXt", b"sd-ti-embedding\0" + b"A" * 60_000_000))),
     "60 MB of text in pieces": (".png", lambda: png(*[(b"tEXt", b"k%d\0" % n + b"A" * 600_000) for n in range(100)])),
+    "a table behind four quotes": (
+        ".toml",
+        lambda: b't = {a = """x"""", ' + b".".join(b"a%d" % n for n in range(140_000)) + b" = 1}",
+    ),
     "escapes": (".toml", lambda: b'a = "' + rb"\"" * 500_000),
     "decimals": (".toml", lambda: b"a = " + b"9" * 10**6),
     "100 MB deflated": (".pt", lambda: deflated(saved({"clip_l": torch.ones(4, 768)}, True))),
