@@ -126,15 +126,12 @@ class TextInvSaveEmbedding(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, format=None, image=False):
-        # Naming `format` here switches off the host's check against the list. An image that is linked is None.
-        if format is not None and format not in FILE_KINDS:
-            return f"There is no format {format!r}: choose one of {', '.join(FILE_KINDS)}."
-        return format != "png" or image is not False or NEEDS_IMAGE
+        # Naming `format` here switches off the host's check against the list. What is linked is None.
+        return format is None or sentence(lambda kind: _check_format(kind, image is not False), format)
 
     @classmethod
     def execute(cls, embedding, format, overwrite, image=None) -> io.NodeOutput:
-        if format == "png" and image is None:  # where the format was linked
-            raise UserError(NEEDS_IMAGE)
+        _check_format(format, image is not None)  # it may have been linked
         folder = Path(folder_paths.get_folder_paths("embeddings")[0])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{embedding.name}.{format}"
@@ -148,6 +145,13 @@ class TextInvSaveEmbedding(io.ComfyNode):
         how_to_use = _how_to_use(embedding, path)
         PromptServer.instance.send_progress_text(how_to_use, cls.hidden.unique_id)  # shown on the node
         return io.NodeOutput(str(path), ui=ui.PreviewText(how_to_use))  # kept in the history
+
+
+def _check_format(format: str, has_image: bool) -> None:
+    if format not in FILE_KINDS:
+        raise UserError(f"There is no format {format!r}: choose one of {', '.join(FILE_KINDS)}.")
+    if format == "png" and not has_image:
+        raise UserError(NEEDS_IMAGE)
 
 
 def _how_to_use(embedding: Embedding, path: Path) -> str:

@@ -18,6 +18,7 @@ from ..textinv_core.formats import FORMATS, PICTURES, is_marked, list_bundled, l
 FOUND_BY_PROMPTS = (".safetensors", ".pt", ".bin")
 LORA = "lora: "
 WITHIN = " > "
+MAX_BUNDLED = 1000  # of one file that are listed: a header has room for 100,000, of which the page would die
 # Seconds that the server waits for the list: it answers nobody meanwhile.
 PATIENCE = 1.0
 
@@ -34,9 +35,11 @@ def find(entry: str) -> tuple[Path, str | None]:
     parts = rest.split(WITHIN, 100)  # more would take long, and no file is called so
     for n in range(len(parts), 0, -1):
         file = WITHIN.join(parts[:n])
-        path = folder_paths.get_full_path(folder, file) if file.lower().endswith(tuple(FORMATS)) else None
-        if path is not None:
-            return Path(path), WITHIN.join(parts[n:]) or None
+        if not file.lower().endswith(tuple(FORMATS)):
+            continue
+        for written in dict.fromkeys((file, file.replace("\\", "/"))):  # a graph made on Windows works elsewhere
+            if (path := folder_paths.get_full_path(folder, written)) is not None:
+                return Path(path), WITHIN.join(parts[n:]) or None
     raise UserError(
         f"There is no embedding {entry!r} in the {folder} folder, among the files that end in {', '.join(FORMATS)}."
     )
@@ -50,7 +53,7 @@ def _look_into(path: str, changed: int, size: int, thoroughly: bool) -> tuple[st
     """
     try:
         if bundled := list_bundled(path):
-            return tuple(WITHIN + name for name in bundled if name.isprintable())
+            return tuple(WITHIN + name for name in bundled[:MAX_BUNDLED] if name.isprintable())
         if path.lower().endswith(PICTURES):
             if not thoroughly and not is_marked(path):
                 return ()
@@ -88,7 +91,8 @@ def _list_all() -> None:
     }
     files = {file for file in files if Path(file).suffix.lower() in FORMATS}
     loras = {file for file in folder_paths.get_filename_list("loras") if file.lower().endswith(".safetensors")}
-    _listed = own = _entries("embeddings", files)  # without waiting for the LoRAs
+    own = _entries("embeddings", files)
+    _listed = own + [entry for entry in _listed if entry.startswith(LORA)]  # without waiting for the LoRAs
     _listed = own + _entries("loras", loras, LORA)
 
 

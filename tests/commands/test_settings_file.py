@@ -238,6 +238,7 @@ def test_a_file_without_end_is_refused(tmp_path):
 
 
 BEFORE = ["", "a = 1\n", 'a = """\n"\n"""\n', "a = '''\n'\n'''\n", "# don't\n", "[a]\nb = {"]
+BEFORE += ['a = {b = """c"""", ', "a = {b = '''c''''', "]
 
 
 @pytest.mark.parametrize("key", ["a" + ".a" * 50_000, "'a'" + ' . "\\"" ' * 50_000, "[x" + ". x" * 50_000 + "]#"])
@@ -246,6 +247,14 @@ def test_a_key_of_many_parts_is_refused(tmp_path, key, before):
     file = tmp_path / "a.toml"
     file.write_text(f"{before}{key} = 1")
     with pytest.raises(UserError, match="a key of more than 32 parts"):
+        read_file(file)
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "0b" + "1" * 20_000, "9" * 500, "[0x" + "f" * 5000 + "]"])
+def test_a_number_of_many_digits_is_refused(tmp_path, number):
+    file = tmp_path / "a.toml"
+    file.write_text(f"train.steps = {number}")
+    with pytest.raises(UserError, match="a number of more than 99 digits"):
         read_file(file)
 
 

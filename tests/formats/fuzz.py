@@ -134,6 +134,10 @@ LARGE: Made = {
     "lists in lists": (".pt", lambda: legacy(b"\x80\x02" + b"]" * MILLION + b"." + b"a" * 10)),
     "tuples in tuples": (".pt", lambda: legacy(b"\x80\x02)" + b"\x85" * MILLION + b".")),
     "a million remembered": (".pt", lambda: legacy(b"\x80\x04]" + b"\x94" * MILLION + b".")),
+    "remembered under numbers of one hash": (
+        ".ckpt",
+        lambda: legacy(b"N" + b"".join(b"p%d\n" % ((2**61 - 1) * (1024 + n)) for n in range(150_000)) + b"."),
+    ),
     "a list copied again and again": (
         ".pt",
         lambda: legacy(
@@ -169,6 +173,10 @@ LARGE: Made = {
     "8 MB of texts": (".png", lambda: png(text_chunk(b"[" + b'"ab",' * 1_600_000 + b"1]"))),
     "60 MB of text": (".png", lambda: png((b"tEXt", b"sd-ti-embedding\0" + b"A" * 60_000_000))),
     "60 MB of text in pieces": (".png", lambda: png(*[(b"tEXt", b"k%d\0" % n + b"A" * 600_000) for n in range(100)])),
+    "a table behind four quotes": (
+        ".toml",
+        lambda: b't = {a = """x"""", ' + b".".join(b"a%d" % n for n in range(140_000)) + b" = 1}",
+    ),
     "escapes": (".toml", lambda: b'a = "' + rb"\"" * 500_000),
     "decimals": (".toml", lambda: b"a = " + b"9" * 10**6),
     "100 MB deflated": (".pt", lambda: deflated(saved({"clip_l": torch.ones(4, 768)}, True))),
@@ -184,6 +192,10 @@ SMALL: Made = {
     "a value that is printed for ever": (".pt", lambda: legacy(VALUE)),
     "a name that is printed for ever": (".pt", lambda: legacy(NAME)),
     "a storage that is printed for ever": (".pt", lambda: legacy(TENSOR + IDENTITY)),
+    "a set that is hashed for ever": (
+        ".ckpt",
+        lambda: legacy(b"\x80\x02c__builtin__\nset\n]" + DOUBLED[2:] + b"a\x85R."),
+    ),
     "system": (".pt", lambda: b"cposix\nsystem\n(Vtrue\ntR."),
     "one number under nine keys": (
         ".pt",

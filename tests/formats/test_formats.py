@@ -156,3 +156,14 @@ def test_diffusers_reads_sdxl(tmp_path, suffix):
     [state_dict] = diffusers.load_textual_inversion_state_dicts([str(tmp_path)], weight_name=path.name)
     assert state_dict.keys() == vectors.keys()
     assert all(torch.equal(state_dict[key], vectors[key]) for key in vectors)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".png"])
+def test_facts_that_a_file_could_not_hold_are_left_out(tmp_path, suffix):
+    """What the header of a .safetensors has room for is too much for a pickle that is read."""
+    facts = {"modelspec.thumbnail": "x" * 2_000_000, "modelspec.author": "Ada"}
+    save_embedding(Embedding("cat", {"clip_l": torch.ones(1, 768)}, 7, facts), tmp_path / "from.safetensors")
+    read = load_embedding(tmp_path / "from.safetensors")
+    assert read.metadata == {"modelspec.author": "Ada"}
+    save_embedding(read, tmp_path / f"to{suffix}", torch.ones(64, 64, 3) if suffix == ".png" else None)
+    assert load_embedding(tmp_path / f"to{suffix}").metadata == read.metadata

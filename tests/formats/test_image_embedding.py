@@ -236,6 +236,15 @@ def test_a_picture_too_low_for_its_stripes_is_refused(tmp_path):
         save_embedding(embedding, tmp_path / "cat.png", torch.ones(1, 9, 3))
 
 
+def test_a_list_of_dictionaries_is_called_after_the_file(tmp_path):
+    parts = [{"a": {"TORCHTENSOR": [[0.5] * 768]}}, {"b": {"TORCHTENSOR": [[0.5] * 1280]}}]
+    info = PngImagePlugin.PngInfo()
+    info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(parts).encode()).decode())
+    Image.new("L", (8, 8)).save(tmp_path / "cow.png", pnginfo=info)
+    embedding = load_embedding(tmp_path / "cow.png")
+    assert (embedding.name, sorted(embedding.vectors)) == ("cow", ["clip_g", "clip_l"])
+
+
 def test_what_is_too_large_for_any_picture_is_not_the_pictures_fault(tmp_path):
     sd3 = {"clip_l": torch.rand(75, 768), "clip_g": torch.rand(75, 1280), "t5xxl": torch.rand(75, 4096)}
     with pytest.raises(UserError, match=r"the embedding has .* MiB, and pictures are read with 8 .*\.safetensors"):

@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 
@@ -135,6 +136,14 @@ def test_the_same_numbers_cannot_be_two_lengths(tmp_path):
         read(tmp_path, data)
 
 
+def test_the_same_numbers_cannot_be_of_two_kinds(tmp_path):
+    """torch.load takes all of them for the first kind."""
+    data = saved({"a": torch.ones(4), "b": torch.ones(4, dtype=torch.int32)})
+    data = rewritten(data, lambda name, content: (name, content.replace(b"X\1\0\0\x001", b"X\1\0\0\x000")))
+    with pytest.raises(UserError, match="the same numbers twice"):
+        read(tmp_path, data)
+
+
 def test_files_are_read_inside_comfyui_too(tmp_path):
     with torch.inference_mode():
         assert torch.equal(read(tmp_path, saved(DATA))["vectors"]["*"], DATA["vectors"]["*"])
@@ -146,6 +155,49 @@ def test_two_members_of_one_name_are_refused(tmp_path):
         archive.writestr("archive/data.pkl", archive.read("archive/data.pkl"))
     with pytest.raises(UserError, match="two members of one name"):
         read(tmp_path, file.getvalue())
+    file = io.BytesIO(rewritten(saved(DATA), lambda *member: member))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("archive/DATA.PKL", archive.read("archive/data.pkl"))  # which torch would take
+    with pytest.raises(UserError, match="two members of one name"):
+        read(tmp_path, file.getvalue())
+
+
+def with_two_lists(in_64_bits):
+    """A zip of zeros for zipfile, of ones for torch: there is another list of members before the last."""
+    data, lists = b"", []
+    for number in (1, 0):
+        part = rewritten(saved({"a": torch.full((4,), number)}), lambda *member: member)
+        size, start = struct.unpack_from("<II", part, len(part) - 10)
+        listed = bytearray(part[start : start + size])
+        for match in re.finditer(b"PK\1\2", part[start : start + size]):
+            # To the places in the last one zipfile adds the length of the other, which it takes for something before.
+            further = len(data) - (0 if in_64_bits or number else size)
+            [place] = struct.unpack_from("<I", listed, match.start() + 42)
+            struct.pack_into("<I", listed, match.start() + 42, place + further)
+        lists.append(bytes(listed))
+        data += part[:start]
+    count, size = lists[0].count(b"PK\1\2"), len(lists[0])
+    if not in_64_bits:
+        return data + b"".join(lists) + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, size, len(data), 0)
+    first = len(data) + size
+    for listed in lists:
+        data += listed + struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, len(data))
+    data += struct.pack("<4sIQI", b"PK\6\7", 0, first, 1)
+    return data + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, *[2**16 - 1] * 2, *[2**32 - 1] * 2, 0)
+
+
+@pytest.mark.parametrize("in_64_bits", [False, True])
+def test_a_zip_with_two_lists_of_members_is_refused(tmp_path, in_64_bits):
+    data = with_two_lists(in_64_bits)
+    assert torch.load(io.BytesIO(data), weights_only=True)["a"].tolist() == [1] * 4
+    with pytest.raises(UserError, match="its list of members is not at its end"):
+        read(tmp_path, data)
+
+
+@pytest.mark.parametrize("end", [b"PK\5\6" + bytes(18), b"PK\5\6", bytes(30), b"PK\6\7" + bytes(38), b""])
+def test_a_zip_without_a_list_of_members(tmp_path, end):
+    with pytest.raises(UserError, match="cannot be read as a file of torch"):
+        read(tmp_path, b"PK\3\4" + end)
 
 
 def test_the_state_of_an_optimizer(tmp_path):

@@ -37,10 +37,10 @@ def test_what_is_shared_stays_shared():
 
 
 def test_ordered_dictionaries_and_sets():
-    data = OrderedDict(b=1, a={3})
+    data = OrderedDict(b=1, a=set())
     data._metadata = OrderedDict()  # as a state dict has
     after = value(pickle.dumps(data, 2))
-    assert list(after.items()) == [("b", 1), ("a", [3])]
+    assert list(after.items()) == [("b", 1), ("a", [])]
 
 
 class Calls:
@@ -81,6 +81,11 @@ def test_only_texts_and_usual_numbers_are_keys(key):
             value(pickled)
 
 
+def test_values_are_remembered_under_usual_numbers():
+    with pytest.raises(ValueError, match="neither a text nor a number"):
+        value(b"Np%d\n." % 2**64)
+
+
 @pytest.mark.parametrize(
     ("pickled", "error"),
     [
@@ -94,6 +99,8 @@ def test_only_texts_and_usual_numbers_are_keys(key):
         (b"]K\x01K\x02s.", ValueError),
         (b"}(K\x01u.", ValueError),
         (b"K\x01)R.", ValueError),
+        (b"c__builtin__\nset\n](K\x01e\x85R.", ValueError),  # torch would hash what is in it
+        (b"(icollections\nOrderedDict\n.", ValueError),
         (b"ccollections\nOrderedDict\n]\x85R.", ValueError),  # would copy it
         (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", ValueError),
     ],

@@ -172,6 +172,35 @@ def test_what_takes_long_does_not_hold_up_the_server(load, folders, monkeypatch,
     assert listed(load) == ["lora: slow.safetensors > cat"]
 
 
+def test_embeddings_in_loras_stay_listed_while_they_are_looked_for_again(load, folders, monkeypatch):
+    module = sys.modules["textinv_pack.nodes.embedding_files"]
+    bundle(folders["loras"] / "style.safetensors", "cat")
+    assert listed(load) == ["lora: style.safetensors > cat"]
+    save_embedding(CAT, folders["embeddings"] / "cow.pt")
+    go_on = threading.Event()
+    real = module._entries
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "_entries", lambda *which: (which[0] == "loras" and go_on.wait(10), real(*which))[1])
+    meanwhile = listed(load)
+    go_on.set()
+    module._listing.join()
+    assert meanwhile == ["cow.pt", "lora: style.safetensors > cat"]
+
+
+def test_one_lora_does_not_fill_the_list(load, folders):
+    bundle(folders["loras"] / "style.safetensors", *map(str, range(1200)))
+    assert len(listed(load)) == 1000
+    assert load.validate_inputs(name="lora: style.safetensors > 1199") is True
+
+
+def test_entries_of_windows_are_found(load, folders):
+    (folders["embeddings"] / "sub").mkdir()
+    save_embedding(CAT, folders["embeddings"] / "sub" / "cat.pt")
+    save_embedding(CAT, folders["embeddings"].parent / "secret.pt")
+    assert load.validate_inputs(name="sub\\cat.pt") is True
+    assert "There is no embedding" in load.validate_inputs(name="..\\secret.pt")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -269,4 +298,7 @@ def test_a_png_without_a_picture_is_refused_before_the_graph_runs(node_classes, 
     assert "There is no format 'ckpt': choose one of safetensors" in node.validate_inputs(format="ckpt")
     with pytest.raises(ValueError, match="A png needs a picture"):
         node.execute(CAT, "png", False)
+    for linked in ("ckpt", "/../../cat.pt", "x/../../cat.pt"):
+        with pytest.raises(ValueError, match="There is no format"):
+            node.execute(CAT, linked, False)
     assert not any(folders["embeddings"].iterdir())

@@ -23,13 +23,15 @@ from .plan import Plan
 MAX_FILE_BYTES = 1024 * 1024
 DECIMAL_COMMA = re.compile(r"^[^#\"'\n]*=[ \t]*(\d+,\d+)[ \t]*(?:#.*)?$", re.MULTILINE)
 # A key of many parts takes its reader time and memory by their square, 50,000 of them 9 GB. What stands in texts and
-# comments is not meant; one that nothing closes goes to the end.
+# comments is not meant; one that nothing closes goes to the end, and before three quotes that close it may be two more.
 TEXTS = re.compile(
-    r'''"""(?:[^"\\]|\\.|"(?!""))*(?:"""|\Z)|"(?:[^"\\\n]|\\[^\n])*"?|#[^\n]*'''
-    r"""|'''.*?(?:'''|\Z)|'[^'\n]*'?""",
+    r'''"""(?:[^"\\]|\\.|"(?!""))*(?:"{3,5}|\Z)|"(?:[^"\\\n]|\\[^\n])*"?|#[^\n]*'''
+    r"""|'''.*?(?:'{3,5}|\Z)|'[^'\n]*'?""",
     re.DOTALL,
 )
 MANY_PARTS = re.compile(r"(?<![\w'-])(?:[\w-]+|'')(?:[ \t]*\.[ \t]*(?:[\w-]+|'')){32}", re.ASCII)
+# Of more than 4300 Python makes no text, for no message either, but it reads them where they are no decimals.
+MANY_DIGITS = re.compile(r"\b(?:0[xob]\w|\d)\w{99}", re.ASCII)
 
 # What a file's tables become; "" is its top.
 TABLES: dict[str, Any] = {"": Plan, "images": ImageSettings, "train": TrainSettings, "shuffle": ShuffleConfig}
@@ -69,8 +71,11 @@ def read_file(path: Path) -> dict[str, Any]:
     text = ""
     try:
         text = data.decode("utf-8-sig")  # Windows' editors write a byte order mark
-        if MANY_PARTS.search(TEXTS.sub("''", text)):
+        bare = TEXTS.sub("''", text)
+        if MANY_PARTS.search(bare):
             raise ValueError("it has a key of more than 32 parts, and no setting has more than two")
+        if MANY_DIGITS.search(bare):
+            raise ValueError("it has a number of more than 99 digits")
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; an integer may be too long
         comma = DECIMAL_COMMA.search(text)

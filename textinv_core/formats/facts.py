@@ -18,23 +18,22 @@ RESTATED = {
 }
 
 
+MAX_BYTES = 512 * 1024  # of all: a picture of the model library, and with it still a pickle that is read
+
+
 def lasting(facts: Mapping[Any, Any]) -> dict[str, str]:
-    """Those facts of a file, or of an embedding's metadata, that hold for a changed embedding too."""
-    return {
-        key: value
-        for key, value in facts.items()
-        if isinstance(key, str)
-        and isinstance(value, str)
-        and key.startswith(("textinv.", "modelspec."))
-        and key not in RESTATED
-        and _is_text(key + value)
-    }
-
-
-def _is_text(text: str) -> bool:
-    """Whether a file can hold it: pickles and JSON may have halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Those facts of a file, or of an embedding's metadata, that hold for a changed embedding too, as far as every kind
+    of file can hold them."""
+    kept, size = {}, 0
+    for key, value in facts.items():
+        if not isinstance(key, str) or not isinstance(value, str) or key in RESTATED:
+            continue
+        if not key.startswith(("textinv.", "modelspec.")):
+            continue
+        try:
+            added = len((key + value).encode())
+        except UnicodeEncodeError:  # pickles and JSON may have halves of surrogate pairs
+            continue
+        if size + added <= MAX_BYTES:
+            kept[key], size = value, size + added
+    return kept

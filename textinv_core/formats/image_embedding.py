@@ -198,7 +198,7 @@ def read(path: Path) -> Embedding:
             "been cropped, resized or compressed since: get the original file."
         )
     embedding = a1111.from_data(stored, path.stem, path.name)
-    name = stored.get("name")
+    name = stored.get("name") if isinstance(stored, dict) else None
     return replace(embedding, name=safe_name(name)) if isinstance(name, str) else embedding
 
 

@@ -58,7 +58,7 @@ def _storages(declared: list[Declared]) -> dict[str, Storage]:
     """Those that tensors show, by their keys."""
     storages: dict[str, Storage] = {}
     for each in declared:
-        if storages.setdefault(each.storage.key, each.storage).size != each.storage.size:
+        if storages.setdefault(each.storage.key, each.storage) != each.storage:
             raise ValueError("it tells of the same numbers twice, and not the same")
     return storages
 
@@ -92,12 +92,31 @@ def _legacy(memory: mmap.mmap, max_pickle: int) -> _Contents:
     return _Contents(value, declared, storages, places)
 
 
+def _check_end(memory: mmap.mmap) -> None:
+    """Raise ValueError for a zip that does not end as torch.save has it: list of members, its place, no comment.
+
+    Of several lists zipfile would take one, and torch, to which libraries give a file that was checked here, another.
+    """
+    end = len(memory) - 22
+    magic, size, start, comment = struct.unpack_from("<4s8xIIH", memory, end)
+    is_end = magic == b"PK\5\6" and not comment
+    if memory[end - 20 : end - 16] == b"PK\6\7":  # the place in 64 bits
+        [place] = struct.unpack_from("<Q", memory, end - 12)
+        end -= 76
+        magic, size, start = struct.unpack_from("<4s36xQQ", memory, end)
+        is_end = is_end and magic == b"PK\6\6" and place == end
+    if not is_end or start + size != end:
+        raise ValueError("its list of members is not at its end")
+
+
 def _zipped(path: Path, memory: mmap.mmap, max_pickle: int) -> _Contents:
     """Of a zip, with `<folder>/data.pkl`, `<folder>/data/<key>` and, since torch 2.1, `<folder>/byteorder`."""
+    _check_end(memory)
     with _Piecewise(path) as file, zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
-        if len(members) != len(archive.infolist()):  # readers differ in which of two they take
-            raise ValueError("it has two members of one name")
+    # Readers differ in which of two they take, and to torch's `DATA.PKL` is the same name.
+    if len({name.lower() for name in members}) != len(archive.infolist()):
+        raise ValueError("it has two members of one name")
 
     def place(name: str) -> int:
         """Where a member begins."""
@@ -146,8 +165,8 @@ def _numbers(memory: mmap.mmap, place: int, storage: Storage, byteorder: str) ->
 def load(path: Path, max_bytes: int | None = None) -> Any:
     """What `torch.save` put into a file: dictionaries, lists, numbers, text and tensors on the CPU, nothing else.
 
-    A set comes as a list, torch's ParameterDict as an object with `_parameters`. Tensors may be the mapped file: what
-    is kept of them has to be copied.
+    A set, which has to be empty, comes as a list, torch's ParameterDict as an object with `_parameters`. Tensors may be
+    the mapped file: what is kept of them has to be copied.
 
     max_bytes: of the file, and of its tensors as float32. None for a model's checkpoint, whose tensors may take eight
         times what the file does: the smallest numbers are of 8 bits, and tensors may share theirs.

@@ -91,7 +91,8 @@ class Parameters:
 
 
 def unpickle(stream: BinaryIO) -> tuple[Any, list[Declared]]:
-    """The value of the pickle that begins here, and the tensors in it, in their order. A set comes as a list.
+    """The value of the pickle that begins here, and the tensors in it, in their order. A set, which has to be empty,
+    comes as a list.
 
     stream: in memory, so that a length the pickle tells of costs nothing; left behind the pickle's end.
 
@@ -109,7 +110,7 @@ def unpickle(stream: BinaryIO) -> tuple[Any, list[Declared]]:
         argument: Any = opcode.arg.reader(stream) if opcode.arg else None
         match opcode.name:
             case "BINPUT" | "LONG_BINPUT" | "PUT":
-                memo[argument] = stack[-1]
+                memo[_hashed(argument)] = stack[-1]
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET" | "GET":
@@ -148,7 +149,7 @@ def unpickle(stream: BinaryIO) -> tuple[Any, list[Declared]]:
             case "SETITEMS":
                 items, stack = stack, below.pop()
                 _filled(stack[-1], items)
-            case "GLOBAL" | "INST":
+            case "GLOBAL":
                 stack.append(_known(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
                 name, module = _is(stack.pop(), str), _is(stack.pop(), str)
@@ -170,6 +171,8 @@ def unpickle(stream: BinaryIO) -> tuple[Any, list[Declared]]:
             case "STOP":
                 return stack.pop(), declared
             case other:
+                if other == "INST":  # a name and a call in one
+                    _known(argument.replace(" ", "."))
                 raise ValueError(f"there is more in it than text, numbers and tensors ({other})")
 
 
@@ -189,19 +192,27 @@ def _known(name: str) -> Name:
 def _filled(target: Any, items: list[Any]) -> dict[Any, Any]:
     """`target` with the keys and values that stand in turn in `items`."""
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # To hash a tuple of tuples, each twice the one before, takes for ever. Integers beyond 64 bits, of which many
-        # have the same hash, take long.
-        if type(key) not in (str, int, float, bool) or (type(key) is int and key.bit_length() > 64):
-            raise ValueError("it has a key that is neither a text nor a number of usual size")
-        _is(target, dict)[key] = value
+        _is(target, dict)[_hashed(key)] = value
     return target
+
+
+def _hashed(key: Any) -> Any:
+    """`key`, which has to be what is hashed in no time."""
+    # To hash a tuple of tuples, each twice the one before, takes for ever. Integers beyond 64 bits, of which many have
+    # the same hash, take long.
+    if type(key) not in (str, int, float, bool) or (type(key) is int and key.bit_length() > 64):
+        raise ValueError("it has a key that is neither a text nor a number of usual size")
+    return key
 
 
 def _referred(identity: Any) -> Storage | Name:
     """What stands beside the pickle: a storage, and in old files a class, which came with its source."""
     match identity:
         # The last is what an old storage would be a part of.
-        case ("storage", Name(text=kind), str(key), _, int(count), *rest) if kind in STORAGES and rest in ([], [None]):
+        case ("storage", Name(text=kind), str(key), str(), int(count), *rest) if kind in STORAGES and rest in (
+            [],
+            [None],
+        ):
             if 0 <= count < MAX_NUMBERS:
                 return Storage(STORAGES[kind], key, count)
         case ("module", Name() as name, _, _):
@@ -216,8 +227,8 @@ def _made(name: str, arguments: tuple[Any, ...], declared: list[Declared]) -> An
             return {}
         case () if name == PARAMETERS:
             return Parameters()
-        case (list(items),) if name in SETS:
-            return items
+        case ([],) if name in SETS:  # of a ParameterDict; what is in others torch.load hashes, which may never end
+            return []
         case (Tensor() as tensor, *_) if name == PARAMETER:
             return tensor
         case (Storage() as storage, offset, shape, stride, *rest) if name in TENSORS:
