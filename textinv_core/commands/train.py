@@ -4,8 +4,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from ..picture import Picture
     from ..training.folder import RunFolder
     from ..training.jobs import Job
-    from ..training.learn import Event
     from ..training.parallel import Processes
 
 TRY_AGAIN = 5  # seconds between tries to write what can be written nowhere
-RECENT = 20  # losses in the mean that is shown: single ones say more of their noise level than of progress
 
 
 def train(
@@ -310,6 +308,7 @@ def train_one(
     from ..training.parallel import ALONE
     from ..training.run import Ended
     from ..training.training import Step
+    from .progress import showing
 
     processes = processes or ALONE
     report.say(f"Loading {plan.model}")
@@ -354,49 +353,3 @@ def _stopped(
     go_on = f"{command} --from {shlex.quote(str(kept))}"  # of two --from, the last counts
     report.facts(event="saved", name=name, path=str(kept), step=step)
     return complain(report, f"Stopped.{lost} To go on, type:\n{go_on}", status, go_on=go_on)
-
-
-@contextmanager
-def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event], None]]":
-    """A progress bar with loss, rate and time left, and JSON for each event, for a function that is given them all."""
-    from ..training.learn import Started
-    from ..training.run import Saved
-    from ..training.training import Step
-    from .progress import progress
-
-    recent: list[float] = []
-    beginning = time.monotonic()
-    with progress(report.quiet) as bar:
-        task = bar.add_task(name, total=steps, state="")
-
-        def show(event: "Event") -> None:
-            match event:
-                case Started():
-                    vectors, step = event.embedding.vectors, event.embedding.step or 0
-                    bar.update(task, completed=step)
-                    report.facts(
-                        event="start",
-                        name=name,
-                        folder=str(event.folder.path if event.folder else ""),
-                        pictures=event.pictures,
-                        vectors={key: len(rows) for key, rows in vectors.items()},
-                        step=step,
-                        steps=steps,
-                    )
-                case Step():
-                    recent[:] = [*recent[1 - RECENT :], event.loss]
-                    state = f"loss {sum(recent) / len(recent):.4f}  rate {event.learning_rate:g}"
-                    bar.update(task, completed=event.step, total=event.last_step, state=state)
-                    report.facts(
-                        event="step",
-                        name=name,
-                        step=event.step,
-                        last_step=event.last_step,
-                        loss=event.loss,
-                        learning_rate=event.learning_rate,
-                        seconds=round(time.monotonic() - beginning, 3),
-                    )
-                case Saved():
-                    report.facts(event="saved", name=name, path=str(event.path), step=event.step)
-
-        yield show
