@@ -233,6 +233,8 @@ class FakeHost(Host):
     did: list[str] = field(default_factory=list)
     called = "fake model"
     interrupts = (Interrupted,)
+    samplers = ("euler", "dpmpp_2m")
+    schedulers = ("normal", "karras")
     encoder_name = "FakeEncoder"
     latent_multiple = 4
 

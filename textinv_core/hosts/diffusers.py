@@ -367,7 +367,11 @@ class PipelineHost(Host):
         return SCHEDULERS
 
     def _sampler(self, sampling: Sampling) -> Any:
-        kind = {"": DPMSolverMultistepScheduler, "dpmpp_2m": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
+        kind = {
+            "": DPMSolverMultistepScheduler,
+            "dpmpp_2m": DPMSolverMultistepScheduler,
+            "euler": EulerDiscreteScheduler,
+        }
         levels = {"": {}, "normal": {"use_karras_sigmas": False}, "karras": {"use_karras_sigmas": True}}
         return kind[sampling.sampler].from_config(self.pipe.scheduler.config, **levels[sampling.scheduler])
 
