@@ -26,7 +26,8 @@ CELL = 8  # pixels a side of the latents' cells, of all models that the command 
 class Plan:
     """One training, from a model file to an embedding file.
 
-    images, train, shuffle, preview: the tables of a settings file; previews are made where that one is there. name: "" for that of the embedding to go on from.
+    images, train, shuffle, preview: the tables of a settings file; without the last there are no previews. name: "" for
+    that of the embedding to go on from.
 
     Raises UserError for what cannot be used; that files are there is `check_paths`' to say.
     """

@@ -18,7 +18,7 @@ from ..shuffle import ShuffleConfig
 from ..training.presets import PRESETS
 from ..training.preview import Preview
 from ..training.settings import TrainSettings
-from .output import FLAGS, flag, without_comma
+from .output import flag, without_comma
 from .plan import Plan
 
 MAX_FILE_BYTES = 1024 * 1024

@@ -337,8 +337,8 @@ class PipelineHost(Host):
         embeddings: Sequence[Embedding] = (),
         on_step: Callable[[int], None] = lambda _: None,
     ) -> Tensor:
-        """All in one batch. The samplers add no noise on the way: a picture depends on its own seed and prompt alone, up
-        to rounding.
+        """All in one batch. No sampler adds noise on the way: a picture depends on its own seed and prompt alone, up to
+        rounding.
 
         on_step: is told of every step of the sampler that is done, counted from 1."""
         model = PipelineModel(self, self._checked(embeddings), ExitStack())
@@ -367,13 +367,10 @@ class PipelineHost(Host):
         return SCHEDULERS
 
     def _sampler(self, sampling: Sampling) -> Any:
-        kind = {
-            "": DPMSolverMultistepScheduler,
-            "dpmpp_2m": DPMSolverMultistepScheduler,
-            "euler": EulerDiscreteScheduler,
-        }
+        name = sampling.sampler or SAMPLERS[0]
+        kind = {"dpmpp_2m": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}[name]
         levels = {"": {}, "normal": {"use_karras_sigmas": False}, "karras": {"use_karras_sigmas": True}}
-        return kind[sampling.sampler].from_config(self.pipe.scheduler.config, **levels[sampling.scheduler])
+        return kind.from_config(self.pipe.scheduler.config, **levels[sampling.scheduler])
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> PipelineModel:
         model = PipelineModel(self, self._known, stack)

@@ -12,7 +12,7 @@ from ..files import write_atomically
 
 
 def save_picture(image: Tensor, path: Path, texts: Mapping[str, str] | None = None) -> None:
-    """Write a picture [H, W, 3] in 0..1 as PNG, whole or not at all; texts: go into it, each in a chunk of that name."""
+    """Write a picture [H, W, 3] in 0..1 as PNG, whole or not at all. texts: by the name of the chunk they go into."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
     info = PngImagePlugin.PngInfo()

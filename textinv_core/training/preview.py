@@ -66,8 +66,8 @@ class Preview:
 
 
 def check_preview(preview: Preview, samplers: Sequence[str], schedulers: Sequence[str], multiple: int) -> None:
-    """Raise UserError for what a host cannot generate, with these samplers and schedulers, and with cells of its latents
-    that are `multiple` pixels a side."""
+    """Raise UserError for what a host cannot generate that has these samplers and schedulers, and latents with cells of
+    `multiple` pixels a side."""
     for setting, names in (("sampler", samplers), ("scheduler", schedulers)):
         check_choice(f"preview_{setting}", getattr(preview, setting) or names[0], names)
     if preview.width % multiple or preview.height % multiple:

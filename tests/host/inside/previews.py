@@ -15,12 +15,13 @@ pack.load_pack()
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import folder_paths  # noqa: E402
-import nodes  # noqa: E402
 import toyworld  # noqa: E402
 from textinv.textinv_core.embedding import Embedding  # noqa: E402
 from textinv.textinv_core.formats import save_embedding  # noqa: E402
 from textinv.textinv_core.hosts.base import Sampling  # noqa: E402
 from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
+
+import nodes  # noqa: E402
 
 logging.disable(logging.INFO)
 SIZE = 64, 48  # width and height
