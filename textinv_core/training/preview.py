@@ -5,11 +5,17 @@ Imports no torch, because flags are made of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typing_extensions import Doc
 
 from ..errors import SettingError, check_choice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..embedding import Embedding
+    from ..hosts.base import Host
 
 # The least and the most of each number. Sides are 0, or as `image_settings.SIDES`.
 RANGES = {
@@ -78,3 +84,27 @@ def check_preview(preview: Preview, samplers: Sequence[str], schedulers: Sequenc
                 "picture."
             )
         )
+
+
+def generate(preview: Preview, host: "Host", prompt: str, shape: Sequence[int], embedding: "Embedding") -> "Tensor":
+    """A preview, float32 [n, H, W, 3] in 0..1: one picture, or the frames of a video. What can be learnt from is left
+    alone, the random state too. Raises what the host does.
+
+    prompt: that names `embedding`. shape: of the first training picture's latent, [C, ..., h, w].
+    """
+    from ..hosts.base import Sampling
+
+    sides = zip((preview.height, preview.width), shape[-2:], strict=True)
+    cells = [side // host.latent_multiple or own for side, own in sides]
+    sampling = Sampling(preview.steps, preview.cfg, preview.negative, preview.sampler, preview.scheduler)
+    return host.sample([prompt], [preview.seed], [*shape[:-2], *cells], sampling, [embedding])
+
+
+def parameters(preview: Preview, host: "Host", prompt: str, picture: "Tensor") -> str:
+    """How a picture [H, W, 3] was generated, as A1111 writes it into PNG and programs that sort pictures read it."""
+    height, width = picture.shape[:2]
+    negative = f"Negative prompt: {preview.negative}\n" if preview.negative else ""
+    return (
+        f"{prompt}\n{negative}Steps: {preview.steps}, Sampler: {preview.sampler or host.samplers[0]}, "
+        f"CFG scale: {preview.cfg:g}, Seed: {preview.seed}, Size: {width}x{height}"
+    )
