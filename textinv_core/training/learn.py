@@ -1,17 +1,17 @@
 """A training from pictures to what was learnt: the one sequence behind the node, the command and what comes next."""
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..embedding import Embedding, with_model
-from ..hosts.base import Host, Sampling
+from ..hosts.base import Host, TrainableModel
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
 from .examples import Example, cropped, encoded_examples
@@ -19,23 +19,14 @@ from .folder import RunFolder
 from .identity import facts, identity
 from .learnable import LearnableEmbedding
 from .parallel import ALONE, Processes
+from .preview import Preview, Previewed, check_preview, generate
+from .preview import told as told_of_preview
 from .resume import found
 from .run import Ended, Saved, run
 from .settings import UNDECIDING, TrainSettings
 from .training import Step, Training, check
 
 log = logging.getLogger("textinv")
-
-
-@dataclass(frozen=True)
-class Preview:
-    """A picture to generate when the training is over.
-
-    line: what to generate, as a template's line; "" takes the template's first. steps: of the sampler, >= 1.
-    """
-
-    line: str = ""
-    steps: int = 20
 
 
 @dataclass(frozen=True)
@@ -51,13 +42,6 @@ class Started:
     embedding: Embedding
     step: int
     finish: Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Previewed:
-    """Pictures made with what was learnt, float32 [n, H, W, 3] in 0..1."""
-
-    pictures: Tensor
 
 
 Event = Started | Step | Saved | Previewed | Ended

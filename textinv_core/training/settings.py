@@ -13,7 +13,7 @@ LOSS_WEIGHTING = ("none", "min_snr")
 GRADIENT_CHECKPOINTING = ("auto", "on", "off")
 RESUME = ("auto", "fresh", "required")
 # What changes nothing that is learnt by a step.
-UNDECIDING = ("steps", "save_every", "gradient_checkpointing", "resume")
+UNDECIDING = ("steps", "save_every", "keep", "gradient_checkpointing", "resume")
 # The least and the most of each number that has both.
 RANGES = {
     "steps": (1, 1_000_000),
@@ -23,6 +23,7 @@ RANGES = {
     "min_timestep": (0, 999),
     "max_timestep": (1, 1000),
     "save_every": (0, 1_000_000),
+    "keep": (0, 1_000_000),
 }
 
 
@@ -99,6 +100,13 @@ class TrainSettings:
     save_every: Annotated[
         int, Doc("Keep a copy of the embedding in the run's folder every so many steps; 0 for only the last one.")
     ] = 100
+    keep: Annotated[
+        int,
+        Doc(
+            "Of the copies made every save_every steps keep only the newest so many; 0 keeps all. The best and the last "
+            "one always stay."
+        ),
+    ] = 0
     resume: Annotated[
         str,
         Doc(

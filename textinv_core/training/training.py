@@ -129,13 +129,13 @@ class Training:
         self._scaler = torch.amp.GradScaler("cpu", enabled=model.dtype == torch.float16)
         self._scaler.scale(torch.zeros(()))  # makes its scale, here and not on the model's device
         self._without_gradient = 0
-        self._may_checkpoint = settings.gradient_checkpointing == "auto"
+        self._is_checkpointing = False
         self._learnt = self._good = self.step, self._copy()
         self._is_whole, self._is_finishing, self._asked = True, False, Event()
         if state is not None:
             self._go_on(state)
         if settings.gradient_checkpointing == "on":
-            model.checkpoint_activations()
+            self._checkpoint()
 
     @property
     def is_over(self) -> bool:
@@ -151,6 +151,18 @@ class Training:
     def device(self) -> torch.device:
         """Where the model computes."""
         return self._model.device
+
+    @property
+    def model(self) -> TrainableModel:
+        """What is trained on. Another one, of the same host, may take its place between steps: a `TrainableModel` is no
+        good once its `Host.trainable` has been left."""
+        return self._model
+
+    @model.setter
+    def model(self, model: TrainableModel) -> None:
+        self._model = model
+        if self._is_checkpointing:
+            model.checkpoint_activations()
 
     def learnt(self) -> Any:
         """What has been learnt by the last step that is done and good; None if that is nothing."""
@@ -263,9 +275,16 @@ class Training:
             if not (self._may_checkpoint and is_out_of_memory(error)):
                 raise
         # Behind the handler and in a second call, because the error and its frames hold all that fills the memory.
-        self._may_checkpoint = False
-        self._model.checkpoint_activations()
+        self._checkpoint()
         return self._computed(batch)
+
+    @property
+    def _may_checkpoint(self) -> bool:
+        return self.settings.gradient_checkpointing == "auto" and not self._is_checkpointing
+
+    def _checkpoint(self) -> None:
+        self._is_checkpointing = True
+        self._model.checkpoint_activations()
 
     def _computed(self, batch: Batch) -> Tensor:
         tensors = {
