@@ -252,6 +252,7 @@ class FakeHost(Host):
     def sample(self, prompts, seeds, shape, sampling, embeddings=()) -> Tensor:
         known = [embedding.step for embedding in embeddings]
         self.did.append(f"sample {prompts} of {list(shape)} with {known}, seeds {seeds}, {sampling.steps} steps")
+        self.sampled = sampling
         if isinstance(self.sampling, BaseException):
             raise self.sampling
         return torch.full((1, 8, 8, 3), 0.5) if self.sampling is None else self.sampling

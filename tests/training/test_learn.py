@@ -97,6 +97,8 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         "loss_weighting": "none",
         "gradient_checkpointing": "auto",
         "save_every": 2,
+        "keep": 0,
+        "preview": None,
         "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
         "embedding": "cat",
         "pictures": 4,
@@ -148,9 +150,11 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
 
 def test_a_preview_shows_what_was_learnt(tmp_path):
     host = FakeHost()
-    started, *_, previewed, _ = events(tmp_path, host, told=settings(seed=9), preview=Preview("two [name]", 7))
+    started, *_, previewed, _ = events(
+        tmp_path, host, told=settings(seed=9), preview=Preview(prompt="two [name]", steps=7, seed=11)
+    )
     assert previewed.pictures.shape == (1, 8, 8, 3)
-    assert host.did[-1] == "sample ['two embedding:cat'] of [3, 4, 6] with [3], seeds [9], 7 steps"
+    assert host.did[-1] == "sample ['two embedding:cat'] of [3, 4, 6] with [3], seeds [11], 7 steps"
     assert "images/cat-3.png" in files(started.folder.path)
     events(tmp_path, host, preview=Preview())
     assert host.did[-1].startswith("sample ['embedding:cat, picture-0']")

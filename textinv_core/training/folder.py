@@ -216,8 +216,8 @@ class RunFolder:
         return replace(copy, name=name)
 
     def withdraw(self, step: int) -> None:
-        """Take back the copies, previews and states that were written of steps after `step`, which have turned out to be
-        no good."""
+        """Take back the copies, previews and states that were written of steps after `step`, which have turned out to
+        be no good."""
         pictures = self.path.glob("image*/*.png")
         for path in [*self.path.glob("embeddings/*.safetensors"), *pictures, *self._states()]:
             copied = path.stem.rpartition("-")[2]

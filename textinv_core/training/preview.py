@@ -71,10 +71,6 @@ class Preview:
                     )
                 )
 
-    def is_due(self, step: int) -> bool:
-        """Whether there is one after a step that is not the last."""
-        return self.every > 0 and step % self.every == 0
-
 
 def check_preview(preview: Preview, samplers: Sequence[str], schedulers: Sequence[str], multiple: int) -> None:
     """Raise UserError for what a host cannot generate that has these samplers and schedulers, and latents with cells of
@@ -108,9 +104,9 @@ def generate(
     host: "Host",
     prompt: str,
     shape: Sequence[int],
-    embedding: "Embedding",
     folder: "RunFolder",
     texts: Mapping[str, str] | None,
+    embedding: "Embedding",
 ) -> Previewed | None:
     """A preview, kept in the run's folder; None, and a line in the log, where that fails. Raises what interrupts.
 
@@ -146,9 +142,9 @@ def _parameters(preview: Preview, host: "Host", prompt: str, picture: "Tensor") 
     )
 
 
-def told(preview: Preview | None) -> dict[str, Any] | None:
-    """What decides on the pictures of a run, of the kinds JSON knows."""
-    return None if preview is None else {name: each for name, each in asdict(preview).items() if name != "every"}
+def is_alike(preview: Preview, other: Any) -> bool:
+    """Whether a preview was told the same, but for when there is one. other: its `asdict`, as read from a file."""
+    return isinstance(other, dict) and {**other, "every": preview.every} == asdict(preview)
 
 
 def all_of(folder: "RunFolder", steps: range, made: Mapping[int, "Tensor"]) -> "list[Tensor]":

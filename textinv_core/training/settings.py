@@ -103,8 +103,8 @@ class TrainSettings:
     keep: Annotated[
         int,
         Doc(
-            "Of the copies made every save_every steps keep only the newest so many; 0 keeps all. The best and the last "
-            "one always stay."
+            "Of the copies made every save_every steps keep only the newest so many; 0 keeps all. The best one and the "
+            "last one always stay."
         ),
     ] = 0
     resume: Annotated[
