@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textinv_core.embedding import Embedding
-from textinv_core.hosts.base import Encoder, Host, Lookup
+from textinv_core.hosts.base import Encoder, Host, Lookup, Sampling
 from textinv_core.noise import NoiseSchedule
 from textinv_core.picture import Picture
 from textinv_core.shuffle import ShuffleConfig
@@ -225,12 +225,13 @@ class FakeEncoder(Encoder):
 class FakeHost(Host):
     """A host with a `FakeModel`, whose latents are its pictures with a fourth of the sides.
 
-    sampling: what `sample` gives, or raises. did: what it was asked to do, in order.
+    sampling: what `sample` gives, or raises. did: what it was asked to do, in order. sampled: how it was, last.
     """
 
     model: FakeModel = field(default_factory=FakeModel)
     sampling: Any = None
     did: list[str] = field(default_factory=list)
+    sampled: Sampling | None = None
     called = "fake model"
     interrupts = (Interrupted,)
     samplers = ("euler", "dpmpp_2m")
@@ -255,7 +256,7 @@ class FakeHost(Host):
         self.sampled = sampling
         if isinstance(self.sampling, BaseException):
             raise self.sampling
-        return torch.full((1, 8, 8, 3), 0.5) if self.sampling is None else self.sampling
+        return torch.full((1, 64, 64, 3), 0.5) if self.sampling is None else self.sampling
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> Any:
         self.did.append("load")

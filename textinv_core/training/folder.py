@@ -237,17 +237,19 @@ class RunFolder:
         return max(copies, key=lambda path: path.stat().st_mtime_ns, default=None)
 
     def save_preview(self, picture: Tensor, embedding: Embedding, texts: Mapping[str, str]) -> Path:
-        """Keep a picture, float32 [H, W, 3] in 0..1, that was made with an embedding: with `texts` in it, and once more
-        with the embedding in it. Returns where the former is. Raises UserError where the latter cannot be.
+        """Keep a picture, float32 [H, W, 3] in 0..1, made with an embedding, and `texts` in it; returns where.
 
         Its pixels are those of the file that ComfyUI's Save Image would write, which cuts off where others round.
         """
         path = self.path / "images" / f"{embedding.name}-{embedding.step}.png"
         save_picture((picture.clamp(0, 1) * 255).floor() / 255, path, texts)
-        with_embedding = self.path / "image_embeddings" / path.name
-        with_embedding.parent.mkdir(exist_ok=True)
-        save_embedding(embedding, with_embedding, picture)
         return path
+
+    def save_image_embedding(self, picture: Tensor, embedding: Embedding) -> None:
+        """Keep a picture with the embedding in its pixels. Raises UserError where it cannot hold it."""
+        path = self.path / "image_embeddings" / f"{embedding.name}-{embedding.step}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_embedding(embedding, path, picture)
 
     def previews(self) -> dict[int, Path]:
         """Step -> the preview that was made after it."""

@@ -125,11 +125,11 @@ def generate(
         return None
     path = None
     try:
-        if texts is None:
-            texts = {"parameters": _parameters(preview, host, prompt, pictures[0])}
+        texts = {"parameters": _parameters(preview, host, prompt, pictures[0])} if texts is None else texts
         path = folder.save_preview(pictures[0], embedding, texts)
+        folder.save_image_embedding(pictures[0], embedding)
     except (OSError, UserError) as error:
-        log.warning(f"textinv: the preview could not be kept in the run's folder: {error}")
+        log.warning(f"textinv: not all of the preview could be kept in the run's folder: {error}")
     return Previewed(embedding.step or 0, pictures, path)
 
 
