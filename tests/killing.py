@@ -1,0 +1,128 @@
+"""Runs that are killed with SIGKILL, again and again, and gone on with until they end; told from one never broken.
+
+Each try is a forked child, so that it costs nothing to start: the parent has imported all, and must not have computed
+anything, as threads do not come along. Knows nothing of the core: `work` runs a training in a folder.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOUCHES = {"open", "os.mkdir", "os.remove", "os.rename", "os.truncate", "os.listdir", "os.scandir"}
+
+
+@dataclass(frozen=True)
+class Try:
+    """seconds: that it took. touches: how often it did something to the files below the folder, told by `_counting`."""
+
+    was_killed: bool
+    seconds: float
+    touches: int
+
+
+def attempt(work: Callable[[Path], None], root: Path, after: float = 60.0, touch: int = 0) -> Try:
+    """Run `work(root)` in a child that is killed after so many seconds, or right before it touches files below `root`
+    for the nth time; raises RuntimeError where it fails of itself."""
+    count = root.parent / f"{root.name}.touches"
+    count.write_bytes(b"")
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with open(count, "ab", buffering=0) as file:
+                _counting(str(root), file.fileno(), touch)
+                work(root)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        seconds = time.monotonic() - started
+        if ended:
+            break
+        if seconds >= after:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            break
+        time.sleep(0.0005)
+    was_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if not was_killed and status:
+        raise RuntimeError(f"the run in {root} failed with status {status}")
+    return Try(was_killed, seconds, count.stat().st_size)
+
+
+def _counting(root: str, count: int, fatal: int) -> None:
+    """From now on write a byte to `count` whenever this process touches what is below `root`; die at the nth time."""
+    touches = 0
+
+    def look(event: str, arguments: tuple) -> None:
+        nonlocal touches
+        if event in TOUCHES and any(isinstance(each, str | Path) and root in str(each) for each in arguments):
+            touches += 1
+            os.write(count, b".")
+            if touches == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
+def broken(work: Callable[[Path], None], root: Path, whole: Try, kills: int, chance: random.Random) -> list[str]:
+    """Run `work` to its end with so many kills on the way, at moments all over it; returns when each was.
+
+    whole: how one is that is not broken. The moments are the least of several that are drawn evenly from what is left,
+    half of them in time, half between two touches of the folder.
+    """
+    moments, left = [], 1.0
+    while len(moments) < kills:
+        share = left * min(chance.random() for _ in range(kills - len(moments)))
+        if chance.random() < 0.5:
+            one = attempt(work, root, after=share * whole.seconds)
+            when = f"after {one.seconds:.3f} s"
+        else:
+            touch = max(1, round(share * whole.touches))
+            one = attempt(work, root, touch=touch)
+            when = f"at touch {touch}"
+        if not one.was_killed:  # it came to its end before
+            break
+        moments.append(when)
+        left = max(0.05, left - share)
+    while attempt(work, root).was_killed:
+        pass
+    return moments
+
+
+def left_by(root: Path) -> list[dict[str, Any]]:
+    """What each run below `root`, `<root>/<name>/<run>`, has left: what is in its files, by path, but in those that say
+    how it came to be. Folders that nothing was written into are none: a run was killed there before it began."""
+    folders = [folder for folder in sorted(root.glob("*/*")) if (folder / "settings.json").is_file()]
+    return [
+        {
+            str(path.relative_to(folder)): _content(path)
+            for path in folder.rglob("*")
+            if path.is_file() and path.name not in ("run.lock", "settings.json") and path.parent.name != "state"
+        }
+        for folder in folders
+    ]
+
+
+def _content(path: Path) -> Any:
+    data = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return data
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])  # which has them in any order
+    header.get("__metadata__", {}).pop("modelspec.date", None)
+    return header, data[end:]
