@@ -79,14 +79,10 @@ def pictures(sizes, scale=1) -> list[Picture]:
     return made
 
 
-def main(host_name: str, first: int, runs: int, kills: int) -> list[dict[str, Any]]:
+def main(host: Any, first: int, runs: int, kills: int) -> list[dict[str, Any]]:
+    """host: where the embedding is trained; None for a fake one, a new one for each run."""
     torch.set_num_threads(1)
     logging.getLogger("textinv").setLevel(logging.ERROR)
-    host: Any = None
-    if host_name == "diffusers":
-        from textinv_core.hosts.diffusers import load
-
-        host = load(TOYWORLD / "toyworld.safetensors", TOYWORLD)
     results = []
     for number in range(first, first + runs):
         run, chance = drawn(number), random.Random(-number - 1)
@@ -119,5 +115,12 @@ def main(host_name: str, first: int, runs: int, kills: int) -> list[dict[str, An
     return results
 
 
+def pipeline() -> Any:
+    from textinv_core.hosts.diffusers import load
+
+    return load(TOYWORLD / "toyworld.safetensors", TOYWORLD)
+
+
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], *map(int, sys.argv[2:]))))
+    host, *numbers = sys.argv[1:]
+    print(json.dumps(main(pipeline() if host == "diffusers" else None, *map(int, numbers))))
