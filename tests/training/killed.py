@@ -1,4 +1,4 @@
-"""What test_killed.py runs: `python -m tests.training.killed <host> <first> <runs> <kills>` trains so many runs, drawn
+"""What test_killed.py runs: `python -m tests.training.killed <what> <first> <runs> <kills>` trains so many runs, drawn
 by their numbers, each unbroken, and killed so many times; prints what came of each, a JSON list."""
 
 import json
@@ -6,7 +6,8 @@ import logging
 import random
 import sys
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tests.killing import attempt, broken, left_by
 from textinv_core.picture import Picture
 from textinv_core.shuffle import MODES, ShuffleConfig
 from textinv_core.training import record
+from textinv_core.training.jobs import Job, run_jobs
 from textinv_core.training.learn import Preview, learn
+from textinv_core.training.parallel import ALONE, Processes, join
 from textinv_core.training.settings import TrainSettings
 
 STEPS = 60
@@ -33,7 +36,7 @@ class HalfModel(FakeModel):
 
     def predict(self, noisy, t, conditions):
         prediction = super().predict(noisy, t, conditions)
-        if int(t.sum()) % 11 == 0 and prediction.requires_grad:
+        if int(t.sum()) % 31 == 0 and prediction.requires_grad:
             prediction.register_hook(lambda gradient: gradient * float("inf"))
         return prediction
 
@@ -79,39 +82,62 @@ def pictures(sizes, scale=1) -> list[Picture]:
     return made
 
 
-def main(host: Any, first: int, runs: int, kills: int) -> list[dict[str, Any]]:
-    """host: where the embedding is trained; None for a fake one, a new one for each run."""
+def train(run: dict[str, Any], root: Path, host: Any, processes: Processes = ALONE, name: str = "cat") -> None:
+    """host: None for a fake one."""
+    if host is None:
+        scale, host = 1, FakeHost(HalfModel() if run["half"] else FakeModel())
+        embedding = replace(fake_embedding(step=run["begun"]), name=name)
+    else:
+        scale, embedding = 4, host.create_embedding(name, "figure hat", 3)
+    told, shuffle = run["settings"], run["shuffle"]
+    made = pictures(run["sizes"], scale)
+    for _ in learn(host, made, embedding, told, root, shuffle=shuffle, preview=Preview(steps=1), processes=processes):
+        pass
+
+
+def train_jobs(run: dict[str, Any], root: Path) -> None:
+    """Three, of a third of the steps."""
+    short = {**run, "settings": replace(run["settings"], steps=run["begun"] + STEPS // 3)}
+    jobs = [Job(f"cat-{number}", {}) for number in range(3)]
+    outcomes = run_jobs(jobs, root, lambda job, _: train(short, root, None, name=job.name))
+    assert all(outcome.state in ("done", "there") for outcome in outcomes), outcomes
+
+
+def main(what: str, host: Any, first: int, runs: int, kills: int) -> list[dict[str, Any]]:
+    """what: `jobs`, or `shared` by two processes; else on `host`, or on a fake one where that is None."""
     torch.set_num_threads(1)
-    logging.getLogger("textinv").setLevel(logging.ERROR)
-    results = []
+    log, results = logging.getLogger("textinv"), []
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    count = 2 if what == "shared" else 1
     for number in range(first, first + runs):
         run, chance = drawn(number), random.Random(-number - 1)
+        if what == "shared":
+            run["settings"] = replace(run["settings"], gradient_accumulation=2)
         record.STATE_STEPS, record.STATE_SHARE = run["states"], float("inf")
 
         def work(root: Path, run=run) -> None:
-            if host is None:
-                on, embedding = FakeHost(HalfModel() if run["half"] else FakeModel()), fake_embedding(step=run["begun"])
+            log.addHandler(logging.FileHandler(root.parent / f"{root.name}.log"))
+            if what == "jobs":
+                train_jobs(run, root)
             else:
-                on, embedding = host, host.create_embedding("cat", "figure hat", 3)
-            events = learn(
-                on,
-                pictures(run["sizes"], 1 if host is None else 4),
-                embedding,
-                run["settings"],
-                root,
-                shuffle=run["shuffle"],
-                preview=Preview(steps=1),
-            )
-            for _ in events:
-                pass
+                train(run, root, host, join())
 
         with tempfile.TemporaryDirectory() as temporary:
             unbroken, killed = Path(temporary, "unbroken"), Path(temporary, "killed")
             whole = attempt(work, unbroken)
-            moments = broken(work, killed, whole, kills, chance)
-            [expected], found = left_by(unbroken), left_by(killed)
-        names = [name for one in found for name in {*one, *expected} if one.get(name) != expected.get(name)]
-        results.append({"number": number, "runs": len(found), "killed": moments, "differs": sorted(names)})
+            if count > 1:
+                whole = attempt(work, Path(temporary, "shared"), count)
+            moments = broken(work, killed, whole, kills, chance, count)
+            expected, found = left_by(unbroken), left_by(killed)
+            went_on = (killed.parent / "killed.log").read_text().count("goes on from step")
+        differing = [
+            name
+            for own, other in zip_longest(found, expected, fillvalue={})
+            for name in {*own, *other}
+            if own.get(name) != other.get(name)
+        ]
+        results.append({"number": number, "killed": moments, "went on": went_on, "differs": sorted(differing)})
     return results
 
 
@@ -122,5 +148,5 @@ def pipeline() -> Any:
 
 
 if __name__ == "__main__":
-    host, *numbers = sys.argv[1:]
-    print(json.dumps(main(pipeline() if host == "diffusers" else None, *map(int, numbers))))
+    what, *numbers = sys.argv[1:]
+    print(json.dumps(main(what, pipeline() if what == "diffusers" else None, *map(int, numbers))))

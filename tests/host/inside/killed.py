@@ -25,5 +25,5 @@ import toyworld  # noqa: E402
 world, *numbers = pack.ARGS
 with torch.inference_mode():
     model, clip, vae = toyworld.load(Path(world))
-    results = killed.main(ComfyHost(clip, model, vae), *map(int, numbers))
+    results = killed.main("host", ComfyHost(clip, model, vae), *map(int, numbers))
 print(json.dumps(results))
