@@ -20,6 +20,7 @@ RANGES = {
     "min_timestep": (0, 999),
     "max_timestep": (1, 1000),
     "save_every": (0, 1_000_000),
+    "held_out": (0, 1_000_000),
 }
 
 
@@ -96,6 +97,13 @@ class TrainSettings:
     save_every: Annotated[
         int, Doc("Keep a copy of the embedding in the run's folder every so many steps; 0 for only the last one.")
     ] = 100
+    held_out: Annotated[
+        int,
+        Doc(
+            "Keep so many pictures out of training, and take the fixed loss on these: it then tells when the embedding "
+            "begins to learn its pictures by heart. The seed decides which."
+        ),
+    ] = 0
 
     def __post_init__(self):
         if not self.template:

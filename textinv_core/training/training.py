@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..devices import is_out_of_memory, upload
 from ..errors import UserError
 from ..hosts.base import TrainableModel
 from ..schedule import LearningRateSchedule
 from .chance import chance
+from .evaluation import Probe, noise, probes, split
 from .examples import Example, batches_per_epoch, epoch
 from .learnable import Address, Batch, Learnable
-from .objective import draw_noise, prediction_loss
+from .objective import draw_noise, prediction_losses
 from .parallel import ALONE, Processes
 from .settings import TrainSettings
 
@@ -59,8 +61,9 @@ def check(
     """
     if not examples:
         raise TrainingError("There are no pictures to learn from.")
+    learnt_from, _ = split(len(examples), settings)
     rates = LearningRateSchedule(settings.learning_rate, settings.steps, learnable.step)
-    prompts = (learnable.prompt(line, example) for line in settings.template for example in examples)
+    prompts = (learnable.prompt(line, examples[i]) for line in settings.template for i in learnt_from)
     if not any(map(learnable.is_named, prompts)):
         raise TrainingError(
             f"Nothing would be learnt: no prompt of this training names the embedding, that is, contains [name] or "
@@ -102,15 +105,15 @@ class Training:
         state: Mapping[str, Any] | None = None,
     ):
         self._rates = check(learnable, examples, settings, processes)
-        if settings.batch_size > len(examples) and processes.rank == 0:
+        learnt_from, held_out = split(len(examples), settings)
+        if settings.batch_size > len(learnt_from) and processes.rank == 0:
             log.warning(
-                f"textinv: batches of {settings.batch_size} pictures were asked for, and there are {len(examples)}; "
+                f"textinv: batches of {settings.batch_size} pictures were asked for, and there are {len(learnt_from)}; "
                 "each batch has all of them."
             )
         self.learnable, self.settings = learnable, settings
         self.step, self.last_step = learnable.step, self._rates.last_step
         self._model, self._processes = model, processes
-        self.batches_an_epoch = batches_per_epoch(examples, settings.batch_size)
         self._order: tuple[int, list[list[int]]] = -1, []
         with torch.inference_mode(False):
             self._tensors = {
@@ -118,7 +121,11 @@ class Training:
                 for address, rows in learnable.tensors.items()
             }
             stay = sum(example.latent.nbytes for example in examples) <= RESIDENT_LATENTS
-            self._examples = [_on(model.device, example) for example in examples] if stay else list(examples)
+            examples = [_on(model.device, example) for example in examples] if stay else examples
+        self._examples = [examples[i] for i in learnt_from]
+        self._held_out = [examples[i] for i in held_out]
+        self._probes: list[list[Probe]] = []
+        self.batches_an_epoch = batches_per_epoch(self._examples, settings.batch_size)
         # Each row is a parameter of its own: Adam counts the steps of each, and passes over those without a gradient.
         self._rows = {address: list(tensor.unbind()) for address, tensor in self._tensors.items()}
         self._optimizer = torch.optim.AdamW(
@@ -197,6 +204,27 @@ class Training:
         self._check_loss(result[0].item(), f"after step {self.step}", rate)
         self._check_gradients(float(result[1:].norm()), f"after step {self.step}", rate)
 
+    def evaluate(self) -> float:
+        """The fixed loss of what has been learnt by the last step: the mean over `evaluation.probes`, with vectors in
+        stored order. It changes nothing, and has the same bits however many processes there are; all have to call it.
+
+        Raises as `advance` does.
+        """
+        settings, processes = self.settings, self._processes
+        if not self._probes:
+            timesteps = len(self._model.noise_schedule)
+            self._probes = probes(self.learnable, self._examples, self._held_out, settings, timesteps)
+        rounds = -(-len(self._probes) // processes.count)
+        with torch.no_grad():
+            own = self._probes[processes.rank :: processes.count]
+            losses = [functional.pad(found, (0, settings.batch_size - len(found))) for found in map(self._probed, own)]
+            losses += [torch.zeros(settings.batch_size, device=self.device)] * (rounds - len(own))
+        rows = processes.gather(torch.stack(losses).cpu())
+        loss = torch.cat([row[: len(batch)] for row, batch in zip(rows, self._probes, strict=False)]).double().mean()
+        when = f"after step {self.step}" if self.step > self.learnable.step else "before the first step"
+        self._check_loss(float(loss), when, self._rates.rate_at(max(self.step - 1, self.learnable.step)))
+        return float(loss)
+
     def state(self) -> dict[str, Any]:
         """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; not
         for after an error."""
@@ -264,20 +292,37 @@ class Training:
         return torch.cat([loss.detach()[None], *(gradient.flatten() for gradient in gradients)])
 
     def _loss(self, batch: Batch, tensors: Mapping[Address, Tensor]) -> Tensor:
-        model, settings = self._model, self.settings
-        batch = replace(batch, examples=[_on(model.device, example) for example in batch.examples])
-        latents = torch.stack([example.latent for example in batch.examples])
+        settings = self.settings
         gaussian, t = draw_noise(
-            latents.shape,
-            len(model.noise_schedule),
+            [len(batch.examples), *batch.examples[0].latent.shape],
+            len(self._model.noise_schedule),
             chance(settings.seed, "noise", batch.number),
             settings.min_timestep,
             settings.max_timestep,
         )
-        conditions = self.learnable.conditions(model, tensors, batch)
+        return torch.mean(self._losses(self.learnable, batch, tensors, gaussian, t))
+
+    def _probed(self, batch: Sequence[Probe]) -> Tensor:
+        """The losses of some probes, float32 [B] on the model's device."""
+        self._model.check_interrupted()
+        settings, device = self.settings, self._model.device
+        tensors = {address: upload(tensor, device) for address, tensor in self._tensors.items()}
+        examples, prompts = [probe.example for probe in batch], [probe.prompt for probe in batch]
+        gaussian = torch.stack([noise(probe, settings.seed) for probe in batch])
+        t = torch.tensor([probe.timestep for probe in batch])
+        asked = Batch(batch[0].number, self.step, settings.seed, examples, prompts)
+        return self._losses(self.learnable.in_stored_order(), asked, tensors, gaussian, t)
+
+    def _losses(
+        self, learnable: Learnable, batch: Batch, tensors: Mapping[Address, Tensor], gaussian: Tensor, t: Tensor
+    ) -> Tensor:
+        model = self._model
+        batch = replace(batch, examples=[_on(model.device, example) for example in batch.examples])
+        latents = torch.stack([example.latent for example in batch.examples])
+        conditions = learnable.conditions(model, tensors, batch)
         weights = _stacked_weights(batch.examples)
         gaussian = upload(gaussian, model.device)
-        return prediction_loss(model, latents, gaussian, t, conditions, weights, settings.loss_weighting)
+        return prediction_losses(model, latents, gaussian, t, conditions, weights, self.settings.loss_weighting)
 
     def _check_loss(self, loss: float, when: str, rate: float) -> None:
         if math.isfinite(loss):
