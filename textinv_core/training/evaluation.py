@@ -4,8 +4,10 @@ After DVAR (Voronov et al. 2023, https://arxiv.org/abs/2302.04841): single losse
 than of progress, so these are kept fixed. Here timesteps are spread evenly instead of drawn.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import pvariance
 
 import torch
 from torch import Tensor
@@ -17,7 +19,13 @@ from .learnable import Learnable
 from .objective import timestep_range
 from .settings import TrainSettings
 
-PROBES = 32
+PROBES = 16
+# By default a fixed loss is taken after so many pictures that were learnt from. Learning from one takes about twice as
+# long as probing with it, gradients of no weights being needed, so these are some eight hundredths of a run.
+PICTURES_BETWEEN = 100
+# Evaluations in DVAR's window, and the share of all evaluations' variance that it ends below.
+WINDOW = 8
+AT_REST = 0.15
 
 
 @dataclass(frozen=True)
@@ -93,3 +101,27 @@ def probes(
 def noise(probe: Probe, seed: int) -> Tensor:
     """What is added to a probe's latent, float32 of its shape, on the CPU."""
     return torch.randn(probe.example.latent.shape, generator=chance(seed, "probes", probe.number, 1))
+
+
+def steps_between(settings: TrainSettings) -> int:
+    """Steps from one evaluation to the next; 0 for none at all."""
+    if settings.evaluate_every >= 0:
+        return settings.evaluate_every
+    return math.ceil(PICTURES_BETWEEN / (settings.batch_size * settings.gradient_accumulation))
+
+
+def is_out_of_patience(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` of the fixed losses were none lower than all before; the first is of the start."""
+    return len(losses) > patience + 1 and min(losses[1:-patience]) <= min(losses[-patience:])
+
+
+def is_at_rest(losses: Sequence[float]) -> bool:
+    """DVAR's criterion: the variance of the last fixed losses is a small share of that of all, the start's included."""
+    return len(losses) > WINDOW and pvariance(losses[-WINDOW:]) < AT_REST * pvariance(losses)
+
+
+def has_learnt_enough(losses: Sequence[float], settings: TrainSettings) -> bool:
+    """Whether `settings.early_stop` ends a training with these fixed losses, the start's first."""
+    if settings.early_stop == "patience":
+        return is_out_of_patience(losses, settings.patience)
+    return settings.early_stop == "dvar" and is_at_rest(losses)
