@@ -115,9 +115,9 @@ def is_out_of_patience(losses: Sequence[float], patience: int) -> bool:
     return len(losses) > patience + 1 and min(losses[1:-patience]) <= min(losses[-patience:])
 
 
-def is_at_rest(losses: Sequence[float]) -> bool:
+def is_at_rest(losses: Sequence[float], window: int = WINDOW, share: float = AT_REST) -> bool:
     """DVAR's criterion: the variance of the last fixed losses is a small share of that of all, the start's included."""
-    return len(losses) > WINDOW and pvariance(losses[-WINDOW:]) < AT_REST * pvariance(losses)
+    return len(losses) > window and pvariance(losses[-window:]) < share * pvariance(losses)
 
 
 def has_learnt_enough(losses: Sequence[float], settings: TrainSettings) -> bool:
