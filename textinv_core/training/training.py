@@ -3,9 +3,10 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from threading import Event
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..errors import UserError
 from ..hosts.base import TrainableModel
 from ..schedule import LearningRateSchedule
 from .chance import chance
-from .evaluation import Probe, noise, probes, split
+from .evaluation import Evaluated, Probe, has_learnt_enough, noise, probes, split, steps_between
 from .examples import Example, batches_per_epoch, epoch
 from .learnable import Address, Batch, Learnable
 from .objective import draw_noise, prediction_losses
@@ -92,6 +93,8 @@ class Training:
     comes to the same. With equally many threads a process (`torchrun` sets OMP_NUM_THREADS to 1) those are the very
     bits that one process would give.
 
+    evaluations: (step, fixed loss) of each time it was taken; the first is of the start.
+
     Raises UserError as `check` does.
     """
 
@@ -136,7 +139,9 @@ class Training:
         self._scaler.scale(torch.zeros(()))  # makes its scale, here and not on the model's device
         self._without_gradient = 0
         self._may_checkpoint = settings.gradient_checkpointing == "auto"
-        self._learnt = self._good = self.step, self._copy()
+        self._learnt = self._good = self._best = self.step, self._copy()
+        self.evaluations: list[tuple[int, float]] = []
+        self._is_whole, self._is_finishing, self._asked = True, False, Event()
         if state is not None:
             self._go_on(state)
         if settings.gradient_checkpointing == "on":
@@ -144,7 +149,13 @@ class Training:
 
     @property
     def is_over(self) -> bool:
-        return self.step >= self.last_step
+        return self._is_finishing or self.step >= self.last_step
+
+    @property
+    def finish(self) -> Callable[[], None]:
+        """Makes the training be over after the step in progress, or the next one where none is; of several processes
+        in all. May be called from any thread, and does not hold what the training holds."""
+        return self._asked.set
 
     @property
     def device(self) -> torch.device:
@@ -155,6 +166,13 @@ class Training:
         """What has been learnt by the last step that is done and good; None if that is nothing."""
         step, tensors = self._learnt
         return None if step == self.learnable.step else self.learnable.snapshot(tensors, step)
+
+    def best(self) -> Any:
+        """What had been learnt when the fixed loss was lowest after a step; None if it never was taken after one, or if
+        that step has turned out to be no good."""
+        step, tensors = self._best
+        is_good = self.learnable.step < step <= self._learnt[0]
+        return self.learnable.snapshot(tensors, step) if is_good else None
 
     def steps(self) -> Iterator[Step]:
         """All steps that are left."""
@@ -173,11 +191,13 @@ class Training:
         first = self.step * settings.gradient_accumulation
         batches = [self._batch(number) for number in range(first, first + settings.gradient_accumulation)]
         own = batches[self._processes.rank :: self._processes.count]
-        results = torch.stack([self._loss_and_gradients(batch) for batch in own])
+        results = torch.stack([self._loss_and_gradients(batch) for batch in own]).cpu()
+        asked = torch.full((len(own), 1), float(self._asked.is_set()))
         # Batch by batch, so that the sum is rounded alike however many processes there are.
-        total = reduce(torch.add, self._processes.gather(results.cpu()))
+        total = reduce(torch.add, self._processes.gather(torch.cat([results, asked], 1)))
+        self._is_whole = False
         sizes = [tensor.numel() for tensor in self._tensors.values()]
-        loss, *gradients = total.split([1, *sizes])
+        loss, *gradients, asked = total.split([1, *sizes, 1])
         self._check_loss(loss.item(), f"of step {step}", rate)
         norm = self._set_gradients(gradients, f"of step {step}", rate)
         self._check_reached(norm, batches)
@@ -189,6 +209,7 @@ class Training:
             self._good = self._learnt
         self._learnt = step, self._copy()
         self.step = step
+        self._is_whole, self._is_finishing = True, bool(asked)
         return Step(step, self.last_step, loss.item(), rate, self.learnable.snapshot(self._learnt[1], step))
 
     def confirm(self) -> None:
@@ -204,10 +225,18 @@ class Training:
         self._check_loss(result[0].item(), f"after step {self.step}", rate)
         self._check_gradients(float(result[1:].norm()), f"after step {self.step}", rate)
 
-    def evaluate(self) -> float:
-        """The fixed loss of what has been learnt by the last step: the mean over `evaluation.probes`, with vectors in
-        stored order. It changes nothing, and has the same bits however many processes there are; all have to call it.
+    @property
+    def is_due(self) -> bool:
+        """Whether the fixed loss is to be taken now: before the first step, every so many, and after the last."""
+        every = steps_between(self.settings)
+        is_its_turn = self.step == self.learnable.step or (every and self.step % every == 0) or self.is_over
+        return bool(every) and is_its_turn and self.step not in [step for step, _ in self.evaluations[-1:]]
 
+    def evaluate(self) -> Evaluated:
+        """The fixed loss of what has been learnt by the last step: the mean over `evaluation.probes`, with vectors in
+        stored order. The training is over if it has learnt enough by `settings.early_stop`.
+
+        Otherwise it changes nothing, and has the same bits however many processes there are; all have to call it.
         Raises as `advance` does.
         """
         settings, processes = self.settings, self._processes
@@ -220,21 +249,36 @@ class Training:
             losses = [functional.pad(found, (0, settings.batch_size - len(found))) for found in map(self._probed, own)]
             losses += [torch.zeros(settings.batch_size, device=self.device)] * (rounds - len(own))
         rows = processes.gather(torch.stack(losses).cpu())
-        loss = torch.cat([row[: len(batch)] for row, batch in zip(rows, self._probes, strict=False)]).double().mean()
-        when = f"after step {self.step}" if self.step > self.learnable.step else "before the first step"
-        self._check_loss(float(loss), when, self._rates.rate_at(max(self.step - 1, self.learnable.step)))
-        return float(loss)
+        found = torch.cat([row[: len(batch)] for row, batch in zip(rows, self._probes, strict=False)])
+        loss, start = float(found.double().mean()), self.learnable.step
+        when = f"after step {self.step}" if self.step > start else "before the first step"
+        self._check_loss(loss, when, self._rates.rate_at(max(self.step - 1, start)))
+        is_best = self.step > start and all(loss < earlier for step, earlier in self.evaluations if step > start)
+        self.evaluations.append((self.step, loss))
+        if is_best:
+            self._best = self._learnt
+        self._is_finishing |= self._has_learnt_enough()
+        return Evaluated(self.step, loss, is_best)
 
-    def state(self) -> dict[str, Any]:
-        """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; not
-        for after an error."""
+    def _has_learnt_enough(self) -> bool:
+        return has_learnt_enough([loss for _, loss in self.evaluations], self.settings)
+
+    def state(self) -> dict[str, Any] | None:
+        """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; None
+        after a TrainingError, or where Ctrl-C came in the midst of an update."""
+        if not self._is_whole:
+            return None
         step, tensors = self._learnt
         good_step, good = self._good
+        best_step, best = self._best
         return {
             "step": step,
             "tensors": list(tensors.values()),
             "good_step": good_step,
             "good": list(good.values()),
+            "best_step": best_step,
+            "best": list(best.values()),
+            "evaluations": self.evaluations,
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "without_gradient": self._without_gradient,
@@ -246,6 +290,9 @@ class Training:
             tensor.copy_(kept)
         self._learnt = self.step, self._copy()
         self._good = state["good_step"], dict(zip(self._tensors, state["good"], strict=True))
+        self._best = state["best_step"], dict(zip(self._tensors, state["best"], strict=True))
+        self.evaluations = [(step, loss) for step, loss in state["evaluations"]]
+        self._is_finishing = self._has_learnt_enough()
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._scaler.load_state_dict(state["scaler"])
         self._without_gradient = state["without_gradient"]
