@@ -182,7 +182,7 @@ def teach(lesson: Lesson) -> list[dict[str, Any]]:
     with model().trainable(learnt_from[0].latent, settings.batch_size) as trainable:
         training = Training(trainable, learnt_from, learnable, settings)
         if every:
-            evaluated.append([0, training.evaluate(), None])
+            evaluated.append([0, training.evaluate().loss, None])
         while not training.is_over:
             since = time.perf_counter()
             step = training.advance()
@@ -190,7 +190,7 @@ def teach(lesson: Lesson) -> list[dict[str, Any]]:
             losses.append(step.loss)
             if every and step.step % every == 0:
                 since = time.perf_counter()
-                evaluated.append([step.step, training.evaluate(), float(np.mean(losses[-every:]))])
+                evaluated.append([step.step, training.evaluate().loss, float(np.mean(losses[-every:]))])
                 evaluating += time.perf_counter() - since
             if step.step in lesson.looks:
                 with torch.no_grad():

@@ -103,7 +103,7 @@ def run_evaluated(processes: Processes, folder: Path):
     model, learnable = ConvModel(), LearnableEmbedding(fake_embedding(4, 3))
     given = examples([(4, 6)] * 4 + [(6, 4)] * 3 + [(8, 8)] * 2)
     training = Training(model, given, learnable, settings(batch_size=3, held_out=4), processes)
-    losses = [training.evaluate(), *(training.evaluate() for _ in training.steps())]
+    losses = [training.evaluate().loss, *(training.evaluate().loss for _ in training.steps())]
     torch.save({"losses": losses}, folder / f"evaluated-{processes.rank}.pt")
 
 

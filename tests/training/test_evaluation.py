@@ -12,6 +12,7 @@ from textinv_core.training.evaluation import (
     AT_REST,
     PROBES,
     WINDOW,
+    Evaluated,
     has_learnt_enough,
     is_at_rest,
     is_out_of_patience,
@@ -98,7 +99,7 @@ def test_it_is_the_mean_over_the_probes_with_vectors_in_stored_order(weighting):
     trained.advance()
     rows = trained.learnt().vectors
     before = len(model.asked)
-    loss = trained.evaluate()
+    loss = trained.evaluate().loss
     assert all(torch.equal(asked.rows, rows[asked.key]) for asked in model.asked[before:])
     by_hand = []
     for batch in all_probes(examples, told):
@@ -115,9 +116,9 @@ def test_it_is_the_mean_over_the_probes_with_vectors_in_stored_order(weighting):
 def test_it_changes_nothing(dtype):
     def run(evaluating):
         one = training(FakeModel(dtype, lambda prediction, _: 0.005 * prediction + 0.995 * prediction.detach()))
-        losses = [one.evaluate()] if evaluating else []
+        losses = [one.evaluate().loss] if evaluating else []
         for _ in one.steps():
-            losses += [one.evaluate(), one.evaluate()] if evaluating else []
+            losses += [one.evaluate().loss, one.evaluate().loss] if evaluating else []
         return one, losses
 
     torch.manual_seed(3)
@@ -125,7 +126,9 @@ def test_it_changes_nothing(dtype):
     (plain, _), (evaluated, losses) = run(False), run(True)
     assert torch.equal(torch.get_rng_state(), before)
     assert same(plain.learnt(), evaluated.learnt())
-    assert str(plain.state()) == str(evaluated.state())
+    own = {"best_step", "best", "evaluations"}
+    states = [{key: value for key, value in one.state().items() if key not in own} for one in (plain, evaluated)]
+    assert str(states[0]) == str(states[1])
     assert losses[1::2] == losses[2::2] and len(set(losses)) == 7  # each step another, and twice the same
 
 
@@ -139,10 +142,10 @@ def test_it_needs_no_gradients():
 
 def test_it_falls_while_single_losses_jump():
     one = training(told=settings(30, learning_rate="0.02"), shuffle=ShuffleConfig())
-    fixed, single = [one.evaluate()], []
+    fixed, single = [one.evaluate().loss], []
     for step in one.steps():
         single.append(step.loss)
-        fixed.append(one.evaluate())
+        fixed.append(one.evaluate().loss)
     assert fixed[-1] < 0.9 * fixed[0]
 
     def jumps(losses):
@@ -154,9 +157,9 @@ def test_it_falls_while_single_losses_jump():
 def test_it_is_the_same_after_going_on():
     first = training()
     first.advance()
-    state, loss = first.state(), first.evaluate()
+    state, found = first.state(), first.evaluate()
     again = Training(FakeModel(), fake_examples(5), first.learnable, first.settings, state=state)
-    assert again.evaluate() == loss
+    assert again.evaluate() == found and found.is_best
 
 
 def test_it_stops_where_the_person_asks():
@@ -177,6 +180,92 @@ def test_one_that_is_not_finite_is_a_divergence():
     assert one.learnt().step == 2
     with pytest.raises(TrainingError, match="The loss before the first step is nan"):
         training(FakeModel(change=lambda prediction, _: prediction * float("nan"))).evaluate()
+
+
+# The best step, and when it is enough
+
+
+def losing(losses):
+    """A training whose fixed losses are these, one after another."""
+
+    class Losing(Training):
+        def _probed(self, batch):
+            return torch.full((len(batch),), self.told[len(self.evaluations)])
+
+    def make(told, state=None):
+        one = Losing(FakeModel(), fake_examples(5), LearnableEmbedding(fake_embedding(4, 3)), told, state=state)
+        one.told = losses
+        return one
+
+    return make
+
+
+def test_the_best_step_is_the_first_of_the_lowest_after_the_start():
+    one = losing([0.1, 0.9, 0.5, 0.5, 0.7])(settings(4))
+    assert one.evaluate() == Evaluated(0, pytest.approx(0.1), False) and one.best() is None
+    steps = list(zip(one.steps(), iter(one.evaluate, None), strict=False))
+    assert [found.is_best for _, found in steps] == [True, True, False, False]
+    assert one.best().step == 2 and same(one.best(), steps[1][0].learnt)
+    assert not same(one.best(), one.learnt())
+
+
+def test_the_best_step_is_part_of_the_state():
+    make = losing([1.0, 0.9, 0.5, 0.6, 0.7])
+    first = make(settings(4))
+    first.evaluate()
+    for _ in range(3):
+        first.advance()
+        first.evaluate()
+    again = make(settings(4), first.state())
+    assert again.evaluations == first.evaluations and same(again.best(), first.best())
+    again.advance()
+    assert not again.evaluate().is_best
+    assert again.best().step == 2
+
+
+def test_it_is_due_at_the_start_every_so_many_steps_and_at_the_end():
+    one = losing([0.5] * 10)(settings(8, evaluate_every=3))
+    due = []
+    while True:
+        if one.is_due:
+            due.append(one.evaluate().step)
+            assert not one.is_due
+        if one.is_over:
+            break
+        one.advance()
+    assert due == [0, 3, 6, 8]
+    assert not training(told=settings(evaluate_every=0)).is_due
+    # A state that was written before the evaluation of its step.
+    half = losing([0.5] * 10)(settings(8, evaluate_every=3))
+    for _ in range(3):
+        half.advance()
+    assert losing([0.5] * 10)(half.settings, half.state()).is_due
+
+
+def test_a_training_that_has_learnt_enough_is_over_also_when_it_is_gone_on_with():
+    make = losing([1.0, 0.5, 0.6, 0.7, 0.4, 0.6, 0.6, 0.6])
+    told = settings(7, early_stop="patience", patience=2)
+    one = make(told)
+    one.evaluate()
+    while not one.is_over:
+        one.advance()
+        one.evaluate()
+    assert one.step == 3
+    assert make(told, one.state()).is_over
+    assert not make(replace(told, patience=3), one.state()).is_over
+    assert not make(replace(told, early_stop="off"), one.state()).is_over
+
+
+def test_a_best_step_that_has_turned_out_to_be_no_good_is_none():
+    # The gradients of the step after it are not finite, so that it never had any.
+    calls = count()
+    model = FakeModel(change=lambda prediction, _: prediction * (float("nan") if next(calls) > PROBES else 1))
+    one = training(model, told=settings(learning_rate="1e-9"))
+    one.advance()
+    assert one.evaluate().is_best and one.best().step == 1
+    with pytest.raises(TrainingError):
+        one.advance()
+    assert one.learnt() is None and one.best() is None
 
 
 # Pictures held out

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -26,6 +27,7 @@ log = logging.getLogger("textinv")
 KEPT_STATES = 2
 MAX_SETTINGS_BYTES = 4 * 2**20
 CSV_HEADER = "step,epoch,epoch_step,loss,learn_rate\n"  # A1111's
+FIXED_LOSS_HEADER = "step,loss\n"
 
 
 class LossRow(NamedTuple):
@@ -164,10 +166,30 @@ class RunFolder:
         rows = "".join(str(row) for row in self.losses() if row.step <= step)
         write_atomically(self._losses, (CSV_HEADER + rows).encode())
 
+    @property
+    def _fixed_losses(self) -> Path:
+        return self.path / "fixed_loss.csv"
+
+    def write_fixed_losses(self, rows: Iterable[tuple[int, float]]) -> None:
+        """Write all of a training's: (step, fixed loss) each, in place of those that are there."""
+        text = FIXED_LOSS_HEADER + "".join(f"{step},{loss!r}\n" for step, loss in rows)
+        write_atomically(self._fixed_losses, text.encode())
+
+    def fixed_losses(self) -> list[tuple[int, float]]:
+        """Those that were written; none where there is no file, or it was not written by `write_fixed_losses`."""
+        try:
+            _, *lines = self._fixed_losses.read_text("utf-8").splitlines()
+            rows = [line.split(",") for line in lines]
+            return [(int(step), float(loss)) for step, loss in rows]
+        except (FileNotFoundError, ValueError):
+            return []
+
     def rewind(self, step: int) -> None:
         """Drop what will be written anew by a training that goes on from `step`: losses, and states that are none."""
         if self._losses.is_file():
             self.cut_losses(step)
+        if self._fixed_losses.is_file():
+            self.write_fixed_losses(row for row in self.fixed_losses() if row[0] <= step)
         for path in self._states():
             if int(path.stem) > step:
                 path.unlink()
@@ -224,9 +246,13 @@ class RunFolder:
                 path.unlink()
 
     def newest(self) -> Path | None:
-        """The copy that was written last; None where there is none."""
-        copies = [*self.path.glob("embeddings/*.safetensors"), *self._elsewhere]
-        return max(copies, key=lambda path: path.stat().st_mtime_ns, default=None)
+        """The copy of the latest step, of several the one that was written last; None where there is none."""
+
+        def age(path: Path) -> tuple[int, int]:
+            found = re.search(r"-(\d+)(_\d+)?$", path.stem)  # `numbered` puts _2 behind
+            return int(found[1]) if found else 0, path.stat().st_mtime_ns
+
+        return max([*self.path.glob("embeddings/*.safetensors"), *self._elsewhere], key=age, default=None)
 
     def save_preview(self, picture: Tensor, embedding: Embedding) -> None:
         """Keep a picture, float32 [H, W, 3] in 0..1, that was made with an embedding."""

@@ -257,10 +257,12 @@ class Training:
         self.evaluations.append((self.step, loss))
         if is_best:
             self._best = self._learnt
-        self._is_finishing |= self._has_learnt_enough()
+        self._is_finishing = self._is_finishing or self.has_learnt_enough
         return Evaluated(self.step, loss, is_best)
 
-    def _has_learnt_enough(self) -> bool:
+    @property
+    def has_learnt_enough(self) -> bool:
+        """Whether `settings.early_stop` ends it by the fixed losses so far."""
         return has_learnt_enough([loss for _, loss in self.evaluations], self.settings)
 
     def state(self) -> dict[str, Any] | None:
@@ -278,7 +280,7 @@ class Training:
             "good": list(good.values()),
             "best_step": best_step,
             "best": list(best.values()),
-            "evaluations": self.evaluations,
+            "evaluations": list(self.evaluations),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "without_gradient": self._without_gradient,
@@ -292,7 +294,7 @@ class Training:
         self._good = state["good_step"], dict(zip(self._tensors, state["good"], strict=True))
         self._best = state["best_step"], dict(zip(self._tensors, state["best"], strict=True))
         self.evaluations = [(step, loss) for step, loss in state["evaluations"]]
-        self._is_finishing = self._has_learnt_enough()
+        self._is_finishing = self.has_learnt_enough
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._scaler.load_state_dict(state["scaler"])
         self._without_gradient = state["without_gradient"]
