@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -246,13 +245,9 @@ class RunFolder:
                 path.unlink()
 
     def newest(self) -> Path | None:
-        """The copy of the latest step, of several the one that was written last; None where there is none."""
-
-        def age(path: Path) -> tuple[int, int]:
-            found = re.search(r"-(\d+)(_\d+)?$", path.stem)  # `numbered` puts _2 behind
-            return int(found[1]) if found else 0, path.stat().st_mtime_ns
-
-        return max([*self.path.glob("embeddings/*.safetensors"), *self._elsewhere], key=age, default=None)
+        """The copy that was written last; None where there is none."""
+        copies = [*self.path.glob("embeddings/*.safetensors"), *self._elsewhere]
+        return max(copies, key=lambda path: path.stat().st_mtime_ns, default=None)
 
     def save_preview(self, picture: Tensor, embedding: Embedding) -> None:
         """Keep a picture, float32 [H, W, 3] in 0..1, that was made with an embedding."""

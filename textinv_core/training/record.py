@@ -86,11 +86,14 @@ class Record:
         if self._folder is None or best is None:
             return None
         path = self._folder.copy(best.name, best.step)
-        try:
-            return path if path.is_file() else self._folder.save(best)
-        except OSError as error:
-            self._complain(error)
-            return None
+        if not path.is_file():
+            try:
+                self._folder.save(best)
+            except OSError as error:
+                self._complain(error)
+                return None
+            self._saved = None  # the last one is to be the newest copy again
+        return path
 
     def rescue(self) -> Path | None:
         """Keep all that was learnt, whatever was being written when the run was stopped, wherever that can be; returns
