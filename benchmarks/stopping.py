@@ -35,7 +35,7 @@ from textinv_core.training.settings import TrainSettings
 LOOKS = (25, 50, 75, 100, 150, 200, 300, 400, 500)
 # The pictures of a step in one batch, which a CPU has sooner done.
 BATCH = TrainSettings.batch_size * TrainSettings.gradient_accumulation
-EVERY = steps_between(TrainSettings(("",)))
+EVERY = steps_between(TrainSettings(("",)), LOOKS[-1])
 PRESET: dict[str, Any] = {**PRESETS["subject"]["train"], "batch_size": BATCH}
 KINDS: dict[str, dict[str, Any]] = {
     "preset": {},

@@ -316,10 +316,15 @@ def test_a_picture_that_is_left_has_to_name_the_embedding():
 def test_by_default_a_tenth_of_the_time_at_most():
     for batch_size, accumulation in [(1, 1), (1, 4), (4, 1), (3, 2), (16, 4), (64, 8)]:
         told = settings(batch_size=batch_size, gradient_accumulation=accumulation)
-        # A picture learnt from counts as two that are probed.
-        assert PROBES / (2 * batch_size * accumulation * steps_between(told)) <= 0.1
-    assert steps_between(settings(evaluate_every=7)) == 7
-    assert steps_between(settings(evaluate_every=0)) == 0
+        for steps in range(1, 700):
+            if every := steps_between(told, steps):
+                evaluations = 1 + steps // every + (steps % every > 0)
+                probed = evaluations * PROBES / 2  # a picture learnt from counts as two that are probed
+                assert probed / (probed + steps * batch_size * accumulation) <= 0.1
+    four = settings(gradient_accumulation=4)
+    assert [steps_between(four, steps) for steps in (35, 36, 60, 100, 500, 10_000)] == [0, 36, 30, 25, 25, 25]
+    assert steps_between(settings(evaluate_every=7), 10) == 7
+    assert steps_between(settings(evaluate_every=0), 500) == 0
 
 
 def test_patience_counts_evaluations_since_the_best():

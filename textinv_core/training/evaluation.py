@@ -20,9 +20,12 @@ from .objective import timestep_range
 from .settings import TrainSettings
 
 PROBES = 16
-# By default a fixed loss is taken after so many pictures that were learnt from. Learning from one takes about twice as
-# long as probing with it, gradients of no weights being needed, so these are some eight hundredths of a run.
+# By default the fixed loss is taken after so many pictures that were learnt from, and in short trainings less often, so
+# that it takes a tenth of the time at most: probing with a picture takes about half as long as learning from it,
+# gradients of no weights being needed.
 PICTURES_BETWEEN = 100
+PICTURES_AN_EVALUATION = 9 * PROBES // 2
+
 # Evaluations in DVAR's window, and the share of all evaluations' variance that it ends below.
 WINDOW = 8
 AT_REST = 0.15
@@ -103,11 +106,13 @@ def noise(probe: Probe, seed: int) -> Tensor:
     return torch.randn(probe.example.latent.shape, generator=chance(seed, "probes", probe.number, 1))
 
 
-def steps_between(settings: TrainSettings) -> int:
-    """Steps from one evaluation to the next; 0 for none at all."""
+def steps_between(settings: TrainSettings, steps: int) -> int:
+    """From one evaluation to the next in a training of so many steps; 0 for none at all."""
     if settings.evaluate_every >= 0:
         return settings.evaluate_every
-    return math.ceil(PICTURES_BETWEEN / (settings.batch_size * settings.gradient_accumulation))
+    a_step = settings.batch_size * settings.gradient_accumulation
+    most = steps * a_step // PICTURES_AN_EVALUATION  # the start's included
+    return 0 if most < 2 else max(math.ceil(PICTURES_BETWEEN / a_step), math.ceil(steps / (most - 1)))
 
 
 def is_out_of_patience(losses: Sequence[float], patience: int) -> bool:

@@ -228,7 +228,7 @@ class Training:
     @property
     def is_due(self) -> bool:
         """Whether the fixed loss is to be taken now: before the first step, every so many, and after the last."""
-        every = steps_between(self.settings)
+        every = steps_between(self.settings, self.last_step - self.learnable.step)
         is_its_turn = self.step == self.learnable.step or (every and self.step % every == 0) or self.is_over
         return bool(every) and is_its_turn and self.step not in [step for step, _ in self.evaluations[-1:]]
 
