@@ -175,7 +175,7 @@ def _finish(plan: Plan, trained: Trained, report: Report) -> None:
 
         first_step = (embedding.step or 0) - len(trained.losses) + 1
         try:
-            folder.save_plot(loss_plot(trained.losses, embedding.name, first_step))
+            folder.save_plot(loss_plot(trained.losses, embedding.name, first_step, folder.fixed_losses()))
         except OSError as error:
             report.say(f"The plot of the losses could not be kept: {error}")
     best = (
