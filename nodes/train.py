@@ -26,6 +26,7 @@ from ..textinv_core.training.preview import RANGES as PREVIEW_RANGES
 from ..textinv_core.training.preview import Preview, Previewed, all_of
 from ..textinv_core.training.run import Ended
 from ..textinv_core.training.settings import (
+    EARLY_STOP,
     GRADIENT_CHECKPOINTING,
     GRADIENT_CLIPPING,
     LOSS_WEIGHTING,
@@ -141,6 +142,10 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 ),
                 setting(io.Int, TrainSettings, "save_every", min=0, max=1_000_000, optional=True, advanced=True),
                 setting(io.Combo, TrainSettings, "resume", options=list(RESUME), optional=True, advanced=True),
+                setting(io.Int, TrainSettings, "evaluate_every", min=-1, max=1_000_000, optional=True, advanced=True),
+                setting(io.Int, TrainSettings, "held_out", min=0, max=1_000_000, optional=True, advanced=True),
+                setting(io.Combo, TrainSettings, "early_stop", options=list(EARLY_STOP), optional=True, advanced=True),
+                setting(io.Int, TrainSettings, "patience", min=1, max=1_000_000, optional=True, advanced=True),
                 setting(io.Int, TrainSettings, "keep", min=0, max=1_000_000, optional=True, advanced=True),
                 _of_preview(io.Int, "every", advanced=False),
                 _of_preview(io.String, "negative", multiline=True),
@@ -167,6 +172,10 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 EmbeddingType.Output("embedding", tooltip="The trained embedding."),
                 io.LossMap.Output("loss", tooltip="The loss of every step, for Plot Loss Graph."),
                 io.Image.Output("previews", tooltip="All previews of the run, in order; the last is of its end."),
+                EmbeddingType.Output(
+                    "best",
+                    tooltip="The embedding as it was when the fixed loss was lowest; the trained one without it.",
+                ),
             ],
         )
 
@@ -214,11 +223,12 @@ class TextInvTrainEmbedding(io.ComfyNode):
                         made[event.step] = event.pictures
                     case Ended():
                         outputs |= {"embedding": event.learnt, "loss": {"loss": event.losses}}
+                        outputs["best"] = event.best or event.learnt
         assert started is not None and started.folder is not None  # the first event, of the only process
         steps = range((started.embedding.step or 0) + 1, outputs["embedding"].step + 1)
         previews = all_of(started.folder, steps, made) if preview.steps else []
         shown = torch.cat(previews or [pictures[0].pixels[None]])
-        return io.NodeOutput(outputs["embedding"], outputs["loss"], shown)
+        return io.NodeOutput(outputs["embedding"], outputs["loss"], shown, outputs["best"])
 
 
 def _settings(given: dict) -> TrainSettings:

@@ -14,6 +14,7 @@ from ..embedding import Embedding, with_model
 from ..hosts.base import Host, TrainableModel
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
+from .evaluation import Evaluated, split
 from .examples import Example, cropped, encoded_examples
 from .folder import RunFolder
 from .identity import facts, identity
@@ -43,7 +44,7 @@ class Started:
     finish: Callable[[], None]
 
 
-Event = Started | Step | Saved | Previewed | Ended
+Event = Started | Step | Evaluated | Saved | Previewed | Ended
 
 
 def learn(
@@ -91,10 +92,14 @@ def learn(
             about = facts(host, as_trained, embedding, settings, shuffle)
             folder, past = found(root, embedding.name, about, settings, last_step, stack)
             shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
-            folder.write_settings(_told(folder, past, about, learnable, settings, preview, len(pictures)))
+            held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
+            folder.write_settings(_told(folder, past, about, learnable, settings, preview, len(pictures), held_out))
+            if held_out:
+                log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
         past = processes.share(past)
+        learnt_from = len(pictures) - settings.held_out
         if isinstance(past, Ended):
-            yield Started(folder, len(pictures), learnable.embedding, past.learnt.step, _nothing)
+            yield Started(folder, learnt_from, learnable.embedding, past.learnt.step, _nothing)
             if preview and folder and not (shows_it and past.learnt.step in folder.previews()):
                 [first] = encoded_examples(host, pictures[:1])
                 yield from _at_the_end(host, _taking(preview, host, learnable, settings, first, folder, texts), past)
@@ -102,7 +107,7 @@ def learn(
             return
         examples = encoded_examples(host, pictures)
         take = preview and folder and _taking(preview, host, learnable, settings, examples[0], folder, texts)
-        every = preview.every if preview and take else 0
+        every, shown = preview.every if preview and take else 0, set()
         largest = max((example.latent for example in examples), key=torch.numel)
         ended = None
         with ExitStack() as loaded:
@@ -115,12 +120,13 @@ def learn(
                 assert take
                 loaded.close()
                 if made := take(learnt):
+                    shown.add(made.step)
                     yield made
                 training.model = load()
 
             training = Training(load(), examples, learnable, settings, processes, past)
-            yield Started(folder, len(examples), learnable.embedding, training.step, training.finish)
-            learnt = training.learnt()
+            yield Started(folder, learnt_from, learnable.embedding, training.step, training.finish)
+            learnt = None if training.is_over else training.learnt()
             if every and learnt and learnt.step % every == 0 and folder and learnt.step not in folder.previews():
                 yield from taken(training, learnt)  # in whose time the run was stopped
             with closing(run(training, folder)) as events:
@@ -133,7 +139,7 @@ def learn(
                         yield from taken(training, event.learnt)
         assert ended is not None
         del training  # what it holds of the device's memory is for the preview now
-        if take:
+        if take and ended.learnt and ended.learnt.step not in shown:  # as it is where it is ended early
             yield from _at_the_end(host, take, ended)
         if folder is not None:
             _note_end(folder, ended)
@@ -152,6 +158,7 @@ def _told(
     settings: TrainSettings,
     preview: Preview | None,
     pictures: int,
+    held_out: Sequence[str],
 ) -> dict[str, Any]:
     """What the run is told and what it is about, for its folder; with `before`, what it was told otherwise earlier, and
     until which step."""
@@ -160,6 +167,7 @@ def _told(
         **about,
         "embedding": learnable.name,
         "pictures": pictures,
+        "held_out_pictures": list(held_out),
         "vectors": {key: list(rows.shape) for key, rows in learnable.embedding.vectors.items()},
         "preview": preview and asdict(preview),
         "identity": identity(about),
@@ -205,7 +213,7 @@ def _at_the_end(host: Host, take: Take, ended: Ended) -> Iterator[Previewed]:
     """The last preview. All else is done: to interrupt it costs only that."""
     made = None
     try:
-        made = take(ended.learnt) if ended.learnt else None
+        made = take(ended.learnt)
     except (KeyboardInterrupt, *host.interrupts) as stopped:
         if isinstance(stopped, KeyboardInterrupt) and type(stopped) is not KeyboardInterrupt:
             raise  # no Ctrl-C, but what ends the process
