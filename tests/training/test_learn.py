@@ -18,7 +18,7 @@ from textinv_core.embedding import Embedding
 from textinv_core.errors import UserError
 from textinv_core.hosts.base import Sampling
 from textinv_core.shuffle import ShuffleConfig
-from textinv_core.training.evaluation import split
+from textinv_core.training.evaluation import Evaluated, split
 from textinv_core.training.examples import encoded_examples
 from textinv_core.training.learn import Started, learn
 from textinv_core.training.parallel import Processes
@@ -292,6 +292,17 @@ def test_previews_on_the_way_change_nothing_that_is_learnt(tmp_path, more):
         copy = load_embedding(with_previews[0].folder.copy("cat", step))
         assert same(load_embedding(with_previews[0].folder.path / f"image_embeddings/cat-{step}.png"), copy)
     assert host.model.checkpointed == (told.gradient_checkpointing == "on")
+
+
+def test_a_run_that_ends_early_has_its_last_preview_once_and_its_best_copy(tmp_path):
+    """Whether it ends is only known when a preview of that step has been made."""
+    told = settings(30, learning_rate="0.1", evaluate_every=2, early_stop="patience", patience=2, keep=1)
+    events_of = events(tmp_path, told=told, preview=Preview(2))
+    best = min((event for event in events_of if isinstance(event, Evaluated)), key=lambda event: event.loss)
+    assert (best.step, events_of[-1].learnt.step) == (6, 10)
+    assert [event.step for event in events_of if isinstance(event, Previewed)] == [2, 4, 6, 8, 10]
+    copies = (events_of[0].folder.path / "embeddings").iterdir()
+    assert {path.name for path in copies} == {"cat-6.safetensors", "cat-10.safetensors"}
 
 
 def test_a_preview_on_the_way_that_fails_costs_nothing_else(tmp_path, caplog):
