@@ -22,12 +22,14 @@ class Example:
     caption: its filewords; may be empty.
     weights: float32 [h, w] with a mean of 1, how much each place counts in the loss; None for everywhere alike.
     name: its picture's; may be empty.
+    size: width and height of the picture in pixels, for messages.
     """
 
     latent: Tensor
     caption: str = ""
     weights: Tensor | None = None
     name: str = ""
+    size: tuple[int, int] = (0, 0)
 
 
 def loss_weights(mask: Tensor, height: int, width: int) -> Tensor:
