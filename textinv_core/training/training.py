@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from threading import Event
 from typing import Any
 
@@ -263,28 +263,27 @@ class Training:
         """A batch's share of the step's loss, and its gradients, scaled for half precision: float32 [1 + all], on the
         model's device."""
         self._model.check_interrupted()
-        return self._part_by_part(batch, self._computed)
+        return reduce(torch.add, self._part_by_part(batch.examples, partial(self._computed, batch)))
 
-    def _part_by_part(self, batch: Batch, compute: Callable[[Batch, slice], Tensor]) -> Tensor:
-        """The sum of what `compute` gives for the parts of a batch, each as large as memory has room for.
+    def _part_by_part(self, examples: Sequence[Example], compute: Callable[[slice], Tensor]) -> list[Tensor]:
+        """What `compute` gives for the parts of a batch, each as large as memory has room for.
 
         Where it runs out, from then on less is kept for the backward pass; then the parts are halved. Raises
         TrainingError where one picture is too much.
         """
         while True:
-            count = len(batch.examples)
-            size = min(self._at_once, count)
+            size = min(self._at_once, len(examples))
             try:
-                return reduce(torch.add, [compute(batch, slice(at, at + size)) for at in range(0, count, size)])
+                return [compute(slice(at, at + size)) for at in range(0, len(examples), size)]
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error)
             # Behind the handler and in another call, because the error and its frames hold all that fills the memory.
-            self._make_room(batch, reason)
+            self._make_room(examples, reason)
 
-    def _make_room(self, batch: Batch, reason: str) -> None:
-        at_once = min(self._at_once, len(batch.examples))
+    def _make_room(self, examples: Sequence[Example], reason: str) -> None:
+        at_once = min(self._at_once, len(examples))
         if self._may_checkpoint:
             self._checkpoint()
             log.warning(
@@ -298,11 +297,11 @@ class Training:
                 f"of {at_once}; a step still learns from the same pictures."
             )
         else:
-            raise TrainingError(self._no_room(batch, reason))
+            raise TrainingError(self._no_room(examples[0], reason))
 
-    def _no_room(self, batch: Batch, reason: str) -> str:
+    def _no_room(self, example: Example, reason: str) -> str:
         """What to tell the person; reason: torch's own words."""
-        width, height = batch.examples[0].size
+        width, height = example.size
         kind = str(self._model.dtype).removeprefix("torch.")
         figures = ". ".join(reason.splitlines()[0].split(". ")[:3])  # of CUDA's dozen sentences
         checkpointing = "" if self._is_checkpointing else "gradient_checkpointing auto, "
