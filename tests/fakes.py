@@ -262,8 +262,8 @@ class FakeHost(Host):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield "weight", torch.ones(3)
 
-    def patches(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(())
+    def identities(self) -> dict[str, str]:
+        return {"model": "fake", "clip": "fake", "vae": "fake"}
 
 
 def fake_pictures(n: int = 3, height: int = 16, width: int = 24) -> list[Picture]:
