@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -81,7 +81,7 @@ def _to_tensors(values: np.ndarray) -> tuple[Tensor, Tensor]:
     return pixels, coloured[..., 3].float().div_(255) if coloured.shape[-1] == 4 else unmasked(pixels)
 
 
-def _reading(paths: Sequence[Path], root: str | Path) -> Iterator[Future[np.ndarray]]:
+def _reading(paths: Sequence[Path], root: str | Path) -> Generator[Future[np.ndarray]]:
     """Each path's `_read` in their order, with the next ones already begun; UserError in it for what links out of
     `root`. To be closed where it is not used up."""
 

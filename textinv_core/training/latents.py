@@ -59,4 +59,4 @@ def latents(host: Host, images: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def _digest(image: Tensor) -> str:
-    return hashlib.sha256(image.cpu().contiguous().numpy()).hexdigest()
+    return hashlib.sha256(image.cpu().contiguous().numpy().data).hexdigest()
