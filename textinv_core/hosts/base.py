@@ -19,7 +19,6 @@ from ..embedding import Embedding, create_embedding
 from ..errors import UserError
 from ..noise import NoiseSchedule
 from .autograd import checkpointing, lean, ordinary_weights
-from .marks import mark
 
 # (encoder key, occurrence in the prompt counted from 0) -> the vectors [n, dim] to put there.
 Lookup = Callable[[str, int], Tensor]
@@ -290,13 +289,6 @@ class Host(ABC):
             digest.update(f"{name}{list(tensor.shape)}".encode())
             digest.update(tensor.detach().flatten()[:8].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-    def identity(self) -> str:
-        """16 hex digits that tell this model, patched as it is, from another."""
-        return mark(self.identities())
-
-    def identities(self) -> dict[str, str]:
-        return {"model": self.identity()}
 
     def facts(self) -> dict[str, str]:
         """What an embedding's metadata says of the model it was trained on."""
