@@ -36,7 +36,9 @@ from textinv.textinv_core.training.training import Training  # noqa: E402
 logging.disable(logging.INFO)
 torch.set_num_threads(1)
 [world] = map(Path, pack.ARGS)
-SETTINGS = TrainSettings(("(a [name]:1.3) [filewords]", "[name]"), 3, "0.005", batch_size=2, seed=3)
+SETTINGS = TrainSettings(
+    ("(a [name]:1.3) [filewords]", "[name]"), 3, "0.005", batch_size=2, gradient_accumulation=1, seed=3
+)
 
 
 def modules(models):
@@ -59,7 +61,8 @@ def state(models):
     weights = [weight for module in modules(models).values() for weight in module.parameters()]
     flags = management.in_training, management.NUM_STREAMS, management.intermediate_device
     kinds = [(type(weight), weight.is_inference(), weight.requires_grad, weight.dtype) for weight in weights]
-    return kinds, [weight.detach().cpu().clone() for weight in weights], flags
+    # In bytes, as some that are used by nothing are not numbers.
+    return kinds, [weight.detach().cpu().flatten().view(torch.uint8).clone() for weight in weights], flags
 
 
 def same(before, after):
