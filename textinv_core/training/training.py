@@ -400,30 +400,30 @@ class Training:
         settings = self.settings
         # Of the whole batch, so that a picture has its noise whatever it is computed together with.
         gaussian, t = draw_noise(
-            [len(batch.examples), *batch.examples[0].latent.shape],
+            (len(batch.examples), *batch.examples[0].latent.shape),
             len(self._model.noise_schedule),
             chance(settings.seed, "noise", batch.number),
             settings.min_timestep,
             settings.max_timestep,
         )
-        losses = self._losses(self.learnable, batch.part(places), tensors, gaussian[places], t[places])
-        return torch.mean(losses)
+        part = batch.part(places)
+        return torch.mean(self._losses(self.learnable, part, tensors, gaussian[places], t[places]))
 
     def _probed(self, batch: Sequence[Probe]) -> Tensor:
         """The losses of some probes, float32 [B] on the model's device."""
         self._model.check_interrupted()
         settings, device = self.settings, self._model.device
-        learnable = self.learnable.in_stored_order()
         tensors = {address: upload(tensor, device) for address, tensor in self._tensors.items()}
         examples, prompts = [probe.example for probe in batch], [probe.prompt for probe in batch]
         gaussian = torch.stack([noise(probe, settings.seed) for probe in batch])
         t = torch.tensor([probe.timestep for probe in batch])
         asked = Batch(batch[0].number, self.step, settings.seed, examples, prompts)
+        learnable = self.learnable.in_stored_order()
 
-        def losses(places: slice) -> Tensor:
+        def compute(places: slice) -> Tensor:
             return self._losses(learnable, asked.part(places), tensors, gaussian[places], t[places])
 
-        return torch.cat(self._part_by_part(examples, losses))
+        return torch.cat(self._part_by_part(examples, compute))
 
     def _losses(
         self, learnable: Learnable, batch: Batch, tensors: Mapping[Address, Tensor], gaussian: Tensor, t: Tensor
