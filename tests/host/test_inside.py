@@ -102,3 +102,7 @@ def test_what_differs_is_named(patched):
 
 def test_an_interrupt_is_heard_between_accumulated_batches(patched):
     assert patched["interrupted"] == [1, True]
+
+
+def test_pictures_are_encoded_once_a_vae_and_one_can_stop_between_them(patched):
+    assert patched["encoded"] == {"stopped": True, "counts": [1, 2, 0, 3], "same bits": True, "other": True}

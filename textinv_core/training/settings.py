@@ -107,7 +107,7 @@ class TrainSettings:
         str,
         Doc(
             "Half the memory for activations, or less, for about half as much time again. auto turns it on when memory "
-            "runs out."
+            "runs out. What is still too much is computed in smaller batches."
         ),
     ] = "auto"
     save_every: Annotated[

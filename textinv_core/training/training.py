@@ -360,7 +360,7 @@ class Training:
 
     def _make_room(self, examples: Sequence[Example], reason: str) -> None:
         at_once = min(self._at_once, len(examples))
-        if self._may_checkpoint:
+        if self._may_checkpoint and torch.is_grad_enabled():
             self._checkpoint()
             log.warning(
                 "textinv: memory has run out. The training goes on with gradient_checkpointing, which needs less of it "
