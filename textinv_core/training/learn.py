@@ -102,7 +102,7 @@ def learn(
             folder, past = found(root, embedding.name, about, settings, last_step, stack)
             held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
             folder.write_settings(_told(folder, past, about, learnable, settings, len(pictures), held_out))
-            if held_out:
+            if held_out and not isinstance(past, Ended):
                 log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
         past = processes.share(past)
         if isinstance(past, Ended):
