@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..embedding import Embedding
 from ..errors import UserError
-from ..files import claimed, numbered, write_atomically
+from ..files import claimed, numbered, sweep, write_atomically
 from ..formats import load_embedding, save_embedding
 from ..images import save_picture
 from .state import Damaged, read_state, write_state
@@ -184,7 +184,9 @@ class RunFolder:
             return []
 
     def rewind(self, step: int) -> None:
-        """Drop what will be written anew by a training that goes on from `step`: losses, and states that are none."""
+        """Drop what will be written anew by a training that goes on from `step`: losses, and states that are none; and
+        what a killed one was in the midst of writing."""
+        sweep(self.path)
         if self._losses.is_file():
             self.cut_losses(step)
         if self._fixed_losses.is_file():
