@@ -130,7 +130,7 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         "evaluate_every": 0,
         "held_out": 1,
         "early_stop": "off",
-        "patience": 5,
+        "patience": 3,
         "keep": 0,
         "preview": None,
         "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
