@@ -156,6 +156,6 @@ def check(results: list[dict[str, Any]]) -> int:
     """
     assert [result for result in results if result["differs"]] == []
     kills = sum(len(result["killed"]) for result in results)
-    assert sum(result["went on"] for result in results) > kills / 2  # else it begins anew where it is stopped early
+    assert any(result["went on"] for result in results)  # else it always begins anew
     print(f"{len(results)} runs, killed {kills} times: all as unbroken ones")
     return kills
