@@ -86,6 +86,19 @@ def test_with_json_every_line_is_a_fact(textinv, world, tmp_path):
     assert "step 3/3" in done.err  # the log, where there is no terminal for a progress bar
 
 
+def test_the_best_step_is_told_with_its_file(textinv, world, tmp_path):
+    told = ("--name", "cat", "--steps", 4, "--evaluate-every", 2, "--save-every", 0, "--held-out", 2)
+    done = textinv("train", *world.flags, *told, "--output", tmp_path, "--json")
+    assert [each["event"] for each in done.facts if each["event"] != "step"] == ["start", *["evaluated"] * 3, "done"]
+    assert done.event("start")["pictures"] == 6
+    found = {each["step"]: each["fixed_loss"] for each in done.facts if each["event"] == "evaluated"}
+    assert [*found] == [0, 2, 4]
+    best = min((2, 4), key=found.get)
+    end = done.event("done")
+    assert end["best_step"] == best and load_embedding(end["best"]).step == best
+    assert f"The fixed loss was lowest after step {best}: {end['best']}" in done.err
+
+
 def test_a_file_and_flags_mean_the_same(textinv, world, tmp_path):
     told = ("--name", "cat", "--vectors", 2, "--template", "a [name]", "--template", "the [name]", "--flip")
     told += ("--steps", 2, "--seed", 7, "--gradient-clipping", "norm", "--shuffle", "all", "--shuffle-per", "batch")

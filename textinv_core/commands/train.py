@@ -161,6 +161,8 @@ class Trained:
     losses: list[float]
     folder: "RunFolder | None"
     copy: Path | None  # of the embedding, in the run's folder or elsewhere
+    best: "Embedding | None"  # of the lowest fixed loss
+    best_copy: Path | None
 
 
 def _finish(plan: Plan, trained: Trained, report: Report) -> None:
@@ -173,11 +175,17 @@ def _finish(plan: Plan, trained: Trained, report: Report) -> None:
 
         first_step = (embedding.step or 0) - len(trained.losses) + 1
         try:
-            folder.save_plot(loss_plot(trained.losses, embedding.name, first_step))
+            folder.save_plot(loss_plot(trained.losses, embedding.name, first_step, folder.fixed_losses()))
         except OSError as error:
             report.say(f"The plot of the losses could not be kept: {error}")
-    report.facts(event="done", embedding=str(path), name=embedding.name, step=embedding.step, folder=str(folder.path))
+    best = (
+        {"best_step": trained.best.step, "best": str(trained.best_copy)} if trained.best and trained.best_copy else {}
+    )
+    facts = {"embedding": str(path), "name": embedding.name, "step": embedding.step, "folder": str(folder.path)}
+    report.facts(event="done", **facts, **best)
     report.say(f"The record of the run: {folder.path}")
+    if best:
+        report.say(f"The fixed loss was lowest after step {best['best_step']}: {best['best']}")
     report.say(f"The embedding, embedding:{path.stem} in prompts: {path}")
 
 
@@ -353,7 +361,7 @@ def train_one(
             command += " --resume auto"  # of two, the last counts
         raise _stopped(report, command, started.folder, embedding.name, reached, status_of(stopped)) from None
     assert started is not None and ended is not None  # the first event and the last one
-    return Trained(ended.learnt, ended.losses, started.folder, ended.path)
+    return Trained(ended.learnt, ended.losses, started.folder, ended.path, ended.best, ended.best_path)
 
 
 def _stopped(

@@ -14,6 +14,7 @@ from ..embedding import Embedding, with_model
 from ..hosts.base import Host, Sampling
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
+from .evaluation import Evaluated, split
 from .examples import Example, cropped, encoded_examples
 from .folder import RunFolder
 from .identity import facts, identity
@@ -60,7 +61,7 @@ class Previewed:
     pictures: Tensor
 
 
-Event = Started | Step | Saved | Previewed | Ended
+Event = Started | Step | Evaluated | Saved | Previewed | Ended
 
 
 def learn(
@@ -99,10 +100,13 @@ def learn(
         if processes.rank == 0:
             about = facts(host, as_trained, embedding, settings, shuffle)
             folder, past = found(root, embedding.name, about, settings, last_step, stack)
-            folder.write_settings(_told(folder, past, about, learnable, settings, len(pictures)))
+            held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
+            folder.write_settings(_told(folder, past, about, learnable, settings, len(pictures), held_out))
+            if held_out:
+                log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
         past = processes.share(past)
         if isinstance(past, Ended):
-            yield Started(folder, len(pictures), learnable.embedding, past.learnt.step, _nothing)
+            yield Started(folder, len(pictures) - settings.held_out, learnable.embedding, past.learnt.step, _nothing)
             yield past
             return
         examples = encoded_examples(host, pictures)
@@ -110,7 +114,9 @@ def learn(
         ended = None
         with host.trainable(largest, settings.batch_size) as model:
             training = Training(model, examples, learnable, settings, processes, past)
-            yield Started(folder, len(examples), learnable.embedding, training.step, training.finish)
+            yield Started(
+                folder, len(examples) - settings.held_out, learnable.embedding, training.step, training.finish
+            )
             with closing(run(training, folder)) as events:
                 for event in events:
                     if isinstance(event, Ended):
@@ -141,6 +147,7 @@ def _told(
     learnable: LearnableEmbedding,
     settings: TrainSettings,
     pictures: int,
+    held_out: Sequence[str],
 ) -> dict[str, Any]:
     """What the run is told and what it is about, for its folder; with `before`, what it was told otherwise earlier, and
     until which step."""
@@ -149,6 +156,7 @@ def _told(
         **about,
         "embedding": learnable.name,
         "pictures": pictures,
+        "held_out_pictures": list(held_out),
         "vectors": {key: list(rows.shape) for key, rows in learnable.embedding.vectors.items()},
         "identity": identity(about),
     }
