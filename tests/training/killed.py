@@ -6,7 +6,7 @@ import logging
 import random
 import sys
 import tempfile
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,6 @@ def drawn(number: int) -> dict[str, Any]:
     def some(*values):
         return draw.choice(values)
 
-    more = {"held_out": some(0, 1), "evaluate_every": some(7, 20), "keep": some(0, 2)}
-    known = {field.name for field in fields(TrainSettings)}
     begun = some(0, 7)
     return {
         "settings": TrainSettings(
@@ -62,7 +60,10 @@ def drawn(number: int) -> dict[str, Any]:
             gradient_clipping=some("off", "norm", "value"),
             loss_weighting=some("none", "min_snr"),
             save_every=some(0, 7, 10, 20),
-            **{name: value for name, value in more.items() if name in known},
+            evaluate_every=some(5, 7, 20),
+            held_out=some(0, 1),
+            early_stop=some("off", "off", "patience", "dvar"),
+            patience=3,
         ),
         "shuffle": ShuffleConfig(draw.choice(MODES), some("sample", "occurrence", "batch"), some(True, False), 11),
         "sizes": [(16, 24), *[some((16, 24), (24, 16), (16, 16)) for _ in range(4)]],
