@@ -16,7 +16,7 @@ from ..textinv_core.hosts.precision import PRECISIONS
 from ..textinv_core.images import as_pictures
 from ..textinv_core.prompts import TEMPLATES, template_lines
 from ..textinv_core.schedule import training_rates
-from ..textinv_core.training.learn import Preview, Previewed, learn
+from ..textinv_core.training.learn import Encoded, Preview, Previewed, learn
 from ..textinv_core.training.run import Ended
 from ..textinv_core.training.settings import (
     EARLY_STOP,
@@ -185,6 +185,9 @@ class TextInvTrainEmbedding(io.ComfyNode):
         with closing(events):
             for event in events:
                 match event:
+                    case Encoded():
+                        bar.update_absolute(event.done, event.pictures)
+                        PromptServer.instance.send_progress_text(str(event), cls.hidden.unique_id)
                     case Step():
                         bar.update_absolute(event.step, event.last_step)
                         PromptServer.instance.send_progress_text(str(event), cls.hidden.unique_id)

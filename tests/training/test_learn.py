@@ -17,7 +17,7 @@ from textinv_core.errors import UserError
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.evaluation import split
 from textinv_core.training.examples import encoded_examples
-from textinv_core.training.learn import Preview, Previewed, Started, learn
+from textinv_core.training.learn import Encoded, Preview, Previewed, Started, learn
 from textinv_core.training.parallel import Processes
 from textinv_core.training.run import Ended, Saved
 from textinv_core.training.settings import TrainSettings
@@ -30,10 +30,14 @@ def settings(steps=3, template=("[name], [filewords]",), **more):
 
 
 def events(tmp_path, host=None, pictures=None, embedding=None, told=None, **more):
+    """All that is told behind the pictures being encoded."""
     pictures = fake_pictures() if pictures is None else pictures
-    return list(
-        learn(host or FakeHost(), pictures, embedding or fake_embedding(), told or settings(), tmp_path, **more)
-    )
+    learning = learn(host or FakeHost(), pictures, embedding or fake_embedding(), told or settings(), tmp_path, **more)
+    return [event for event in learning if not isinstance(event, Encoded)]
+
+
+def started_of(learning):
+    return next(event for event in learning if isinstance(event, Started))
 
 
 def files(folder):
@@ -49,6 +53,25 @@ def test_what_happens_in_order(tmp_path):
     assert [type(event) for event in told] == [Started, Step, Step, Saved, Step, Previewed, Ended]
     # Sampling comes when the host has its model back.
     assert host.did[:3] == ["encode", "load", "unload"] and host.did[3].startswith("sample") and len(host.did) == 4
+
+
+def test_pictures_are_encoded_one_after_another_before_anything_is_written(tmp_path):
+    """So that there is something to see, and somewhere to stop."""
+    host = FakeHost()
+    with closing(learn(host, fake_pictures(3), fake_embedding(), settings(), tmp_path)) as told:
+        assert [next(told), next(told)] == [Encoded(1, 3), Encoded(2, 3)]
+        assert host.did == ["encode"]
+    [*first] = learn(host, fake_pictures(3), fake_embedding(), settings(), tmp_path)
+    assert first[:3] == [Encoded(1, 3), Encoded(2, 3), Encoded(3, 3)] and isinstance(first[3], Started)
+    assert str(first[1]) == "2 of 3 pictures encoded"
+
+
+def test_a_changed_rate_encodes_nothing_again(tmp_path):
+    host = FakeHost()
+    events(tmp_path, host)
+    host.did.clear()
+    events(tmp_path, host, told=settings(learning_rate="0.1"))
+    assert host.did == ["load", "unload"]
 
 
 def test_it_learns_what_the_training_alone_would(tmp_path):
@@ -225,7 +248,7 @@ def test_the_host_has_its_model_back_when_nobody_listens_any_more(tmp_path):
         within = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         told = learn(host, fake_pictures(), fake_embedding(), settings(), tmp_path)
         with closing(told):
-            started, step = next(told), next(told)
+            started, step = started_of(told), next(told)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == within
     assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == flags
     assert host.did[-1] == "unload"
@@ -237,7 +260,7 @@ def test_an_interrupt_keeps_what_was_learnt(tmp_path, caplog):
     model = FakeModel(is_interrupted=lambda calls: calls == 2)
     host = FakeHost(model)
     told = learn(host, fake_pictures(), fake_embedding(), settings(), tmp_path, preview=Preview())
-    started, *_ = (next(told) for _ in range(4))
+    started, *_ = started_of(told), next(told), next(told), next(told)
     with pytest.raises(Interrupted):
         next(told)
     assert host.did == ["encode", "load", "unload"]  # and no preview

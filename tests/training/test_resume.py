@@ -172,7 +172,7 @@ def test_finishing_ends_a_run_as_its_end_does(tmp_path, unbroken):
     for event in learning:
         events.append(event)
         if isinstance(event, Step) and event.step == 4:
-            events[0].finish()
+            next(event for event in events if isinstance(event, Started)).finish()
     assert steps(events)[-1] == 5 and events[-1].learnt.step == 5 and events[-1].path
     *_, ended = train(tmp_path / "run", settings(20))
     assert same(ended.learnt, unbroken.learnt)

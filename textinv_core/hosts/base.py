@@ -220,6 +220,10 @@ class Host(ABC):
         """Pictures float32 [H, W, 3] in 0..1 -> latents float32 [C, ..., h, w] on the CPU, scaled as the model takes
         them. The same picture always gives the same latent."""
 
+    def encoding(self) -> str:
+        """What tells latents that `encode` makes of a picture from those of another VAE, scaling, type or device."""
+        return self.identities()["vae"]
+
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as `sample` makes them, [B, C, ..., h, w] -> pictures float32 [n, H, W, 3] in 0..1 on the CPU; of a

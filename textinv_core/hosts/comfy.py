@@ -32,6 +32,7 @@ from ..prompts import read_name
 from .autograd import replaced_method, storages, tolerating_inplace
 from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .comfy_parts import identities, transformer_options
+from .marks import mark
 from .precision import dtype_of
 
 # Attentions of the host that cannot be trained through: gradients end there, or it fails.
@@ -311,7 +312,15 @@ class ComfyHost(Host):
     @torch.random.fork_rng()
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
         scaled = self._model.model.process_latent_in
-        return [scaled(self._vae.encode(image[None, ..., :3]))[0].float().cpu() for image in images]
+        encoded = []
+        for image in images:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            encoded.append(scaled(self._vae.encode(image[None, ..., :3]))[0].float().cpu())
+        return encoded
+
+    def encoding(self) -> str:
+        scaling = mark(self._model.get_model_object("latent_format"))
+        return f"{super().encoding()} {scaling} {self._vae.device}"
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = self._vae.decode(latents)
@@ -356,6 +365,8 @@ class ComfyHost(Host):
                 stack.callback(management.unload_model_and_clones, own)
         # Three times what sampling takes: a guess, which only decides how much of a big model stays in RAM.
         activations = 3 * model.memory_required([batch_size, *latent.shape])
+        if self._vae is not None:  # which the host leaves on the GPU until it knows of something that needs the room
+            management.unload_model_and_clones(self._vae.patcher)
         management.load_models_gpu([model, clip.patcher], memory_required=activations)
         stack.callback(model.cleanup)
         model.pre_run()

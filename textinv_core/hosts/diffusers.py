@@ -325,6 +325,9 @@ class PipelineHost(Host):
             latents.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor)[0].float().cpu())
         return latents
 
+    def encoding(self) -> str:
+        return f"{super().encoding()} {self.pipe.vae.device}"
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipe.vae
@@ -363,6 +366,9 @@ class PipelineHost(Host):
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> PipelineModel:
         model = PipelineModel(self, self._known, stack)
+        vae = self.pipe.vae
+        stack.callback(vae.to, vae.device)
+        vae.to("cpu")  # its room is for the training
         for module in (m for root in model.modules for m in root.modules()):
             stack.callback(setattr, module, "training", module.training)
             module.training = False

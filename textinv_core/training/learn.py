@@ -15,7 +15,7 @@ from ..hosts.base import Host, Sampling
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
 from .evaluation import Evaluated, split
-from .examples import Example, cropped, encoded_examples
+from .examples import Example, cropped, encoding
 from .folder import RunFolder
 from .identity import facts, identity
 from .learnable import LearnableEmbedding
@@ -40,6 +40,17 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """So many of the pictures are latents."""
+
+    done: int
+    pictures: int
+
+    def __str__(self) -> str:
+        return f"{self.done} of {self.pictures} pictures encoded"
+
+
+@dataclass(frozen=True)
 class Started:
     """The pictures are encoded and the model is loaded. folder: None for processes of a shared training but the first.
 
@@ -61,7 +72,7 @@ class Previewed:
     pictures: Tensor
 
 
-Event = Started | Step | Evaluated | Saved | Previewed | Ended
+Event = Encoded | Started | Step | Evaluated | Saved | Previewed | Ended
 
 
 def learn(
@@ -78,10 +89,10 @@ def learn(
     """Train `embedding` on `pictures`, in a run's folder below `root`, and tell what happens as it happens.
 
     The same inputs are the same run: what has ended gives its result at once, what has not goes on where it stood, see
-    `settings.resume`. It begins with Started and ends with Ended, whose `learnt` is an Embedding. To finish early, call
-    `Started.finish`; to stop, stop consuming: what was learnt is in the folder then (see `run`). Consume it in one
-    thread, and close it (`contextlib.closing`) where that may end before it does: until then the model is set to be
-    trained on.
+    `settings.resume`. It begins with Started, behind an Encoded for each picture where there is something to train, and
+    ends with Ended, whose `learnt` is an Embedding. To finish early, call `Started.finish`; to stop, stop consuming:
+    what was learnt is in the folder then (see `run`). Consume it in one thread, and close it (`contextlib.closing`)
+    where that may end before it does: until then the model is set to be trained on.
 
     Whatever keeps the training from starting is raised before any work is done. Raises UserError for what the person
     can mend, and what `Training.advance` and the host raise. A preview that fails, or is interrupted, is left out.
@@ -109,7 +120,10 @@ def learn(
             yield Started(folder, len(pictures) - settings.held_out, learnable.embedding, past.learnt.step, _nothing)
             yield past
             return
-        examples = encoded_examples(host, pictures)
+        examples = []
+        for example in encoding(host, pictures):
+            examples.append(example)
+            yield Encoded(len(examples), len(pictures))
         largest = max((example.latent for example in examples), key=torch.numel)
         ended = None
         with host.trainable(largest, settings.batch_size) as model:
