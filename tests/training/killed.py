@@ -113,6 +113,8 @@ def main(what: str, host: Any, first: int, runs: int, kills: int) -> list[dict[s
     count = 2 if what == "shared" else 1
     for number in range(first, first + runs):
         run, chance = drawn(number), random.Random(-number - 1)
+        if what == "jobs":
+            run["states"] = 3
         if what == "shared":
             run["settings"] = replace(run["settings"], gradient_accumulation=2)
         record.STATE_STEPS, record.STATE_SHARE = run["states"], float("inf")

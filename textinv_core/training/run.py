@@ -147,6 +147,7 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evalua
                 if settings.save_every and step.step % settings.save_every == 0 and (path := record.save()):
                     yield Saved(step.step, path)
                 yield from evaluated()
+                record.save_state_when_due()
             training.confirm()
             best_path, path = record.save_best(), record.rescue()
             record.save_state()
