@@ -526,7 +526,9 @@ def test_a_saved_file_read_by_diffusers_gives_what_was_trained(host, tmp_path, n
     after = host.pipe.text_encoder.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(rows, after[name]) for name, rows in before.items())
     assert [len(encoder.tokenizer) for encoder in host.encoders.values()] == words
-    assert all(e.model.config.vocab_size == e.table.weight.shape[0] == 2 * len(LETTERS) + 2 for e in host.encoders.values())
+    assert all(
+        e.model.config.vocab_size == e.table.weight.shape[0] == 2 * len(LETTERS) + 2 for e in host.encoders.values()
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -223,6 +223,7 @@ class Host(ABC):
         return norms
 
     @torch.no_grad()
+    @torch.random.fork_rng()  # layers are made anew, and filled at random first
     def read_back(self, embedding: Embedding, file: Path) -> float:
         """How far the conditioning of a prompt is off when the program reads the embedding in it from `file` by its own
         means, rather than being handed `embedding`: the largest difference, as a part of the largest number there is.
