@@ -2,13 +2,21 @@
 
 import errno
 import io
+import os
 import select
 import signal
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 from ..signals import SIGNALS
+
+# Wrappers and launchers pass on a Ctrl-C that the terminal has sent to their children as well: what comes within so
+# many seconds was one.
+ONE_PRESS = 1.0
 
 
 class Signalled(KeyboardInterrupt):
@@ -37,6 +45,35 @@ def heed_signals() -> None:
     for number in SIGNALS:
         if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+
+
+@contextmanager
+def heeding_the_first(finish: Callable[[], None], said: str) -> Iterator[None]:
+    """For the length of the block the first Ctrl-C calls `finish` and says so on stderr; from the second on it ends
+    the process as before. Nothing where it is ignored.
+
+    finish: called in the midst of anything else this thread does. To be called from the main thread.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):
+        yield
+        return
+    first: list[float] = []
+
+    def heed(number: int, frame: FrameType | None) -> None:
+        if first and time.monotonic() - first[0] > ONE_PRESS:
+            before(number, frame)
+        elif not first:
+            first.append(time.monotonic())
+            finish()
+            with suppress(OSError):  # past the stream, in which this thread may be writing right now
+                os.write(2, f"\n{said}\n".encode())
+
+    signal.signal(signal.SIGINT, heed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ignore_signals() -> None:
