@@ -18,7 +18,13 @@ from ..textinv_core.prompts import TEMPLATES, template_lines
 from ..textinv_core.schedule import training_rates
 from ..textinv_core.training.learn import Preview, Previewed, learn
 from ..textinv_core.training.run import Ended
-from ..textinv_core.training.settings import GRADIENT_CHECKPOINTING, GRADIENT_CLIPPING, LOSS_WEIGHTING, TrainSettings
+from ..textinv_core.training.settings import (
+    GRADIENT_CHECKPOINTING,
+    GRADIENT_CLIPPING,
+    LOSS_WEIGHTING,
+    RESUME,
+    TrainSettings,
+)
 from ..textinv_core.training.training import Step
 from .types import CATEGORY, EmbeddingType, ShuffleType, sentence, setting
 
@@ -127,6 +133,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                     tooltip="Use connected masks as weights of the loss.",
                 ),
                 setting(io.Int, TrainSettings, "save_every", min=0, max=1_000_000, optional=True, advanced=True),
+                setting(io.Combo, TrainSettings, "resume", options=list(RESUME), optional=True, advanced=True),
             ],
             outputs=[
                 EmbeddingType.Output("embedding", tooltip="The trained embedding."),

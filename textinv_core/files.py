@@ -1,6 +1,9 @@
-"""Files that are written whole or not at all, and their names as text."""
+"""Files that are written whole or not at all, their names as text, and claims on them."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -42,3 +45,30 @@ def readable_stem(path: str | os.PathLike[str]) -> str:
     """A file's name without its extension, as text that can be written anywhere: names may hold bytes that are none,
     and none but ASCII is text where Python takes that for the system's encoding."""
     return os.fsencode(Path(path).stem).decode("utf-8", "replace")
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether what `path` stands for is this process's alone for the length of the block. The claim ends with the
+    process, however that ends.
+
+    The file stays: one that came and went could be locked by two processes, each its own.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            # Checked inside, because each system has one of the two.
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(file)

@@ -105,8 +105,20 @@ def test_a_file_and_flags_mean_the_same(textinv, world, tmp_path):
 
 def test_nothing_is_overwritten(textinv, world, tmp_path):
     told = ("train", *world.flags, "--name", "cat", "--steps", 1, "--output", tmp_path)
-    assert textinv(*told).code == textinv(*told).code == 0
+    assert textinv(*told).code == textinv(*told, "--seed", 1).code == 0
     assert (tmp_path / "cat.safetensors").exists() and (tmp_path / "cat_2.safetensors").exists()
+
+
+def test_the_same_again_is_done_at_once_and_leaves_nothing_new(textinv, world, tmp_path):
+    told = ("train", *world.flags, "--name", "cat", "--steps", 2, "--output", tmp_path, "--json")
+    first, again = textinv(*told), textinv(*told)
+    assert again.code == 0 and "has been trained on this already" in again.err
+    assert [each["event"] for each in again.facts] == ["start", "done"]
+    assert again.event("done") == first.event("done")
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["cat.safetensors"]
+    fresh = textinv(*told, "--resume", "fresh")
+    assert fresh.event("step")["step"] == 2 and fresh.event("done")["folder"] != first.event("done")["folder"]
+    assert textinv(*told, "--resume", "required", "--seed", 4).code == 1
 
 
 def test_it_goes_on_from_a_file_under_its_name(textinv, world, tmp_path):

@@ -35,7 +35,7 @@ SCHEMAS = {
         " learning_rate: STRING, batch_size: INT, gradient_accumulation: INT, seed: INT, preview_prompt: STRING?,"
         " preview_steps: INT?, precision: COMBO?, gradient_checkpointing: COMBO?, gradient_clipping: COMBO?,"
         " clip_at: FLOAT?, min_timestep: INT?, max_timestep: INT?, loss_weighting: COMBO?, mask_loss: BOOLEAN?,"
-        " save_every: INT?",
+        " save_every: INT?, resume: COMBO?",
         "embedding: TEXTINV_EMBEDDING, loss: LOSS_MAP, previews: IMAGE",
     ),
     "TextInvApplyEmbedding": ("clip: CLIP, embedding: TEXTINV_EMBEDDING", "clip: CLIP"),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import weakref
 from contextlib import closing
 from dataclasses import replace
@@ -77,7 +78,12 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         tmp_path, pictures=fake_pictures(4), embedding=fake_embedding(3, 2), told=told, shuffle=shuffle
     )
     assert started.folder.path.parent == tmp_path / "cat"
-    assert json.loads((started.folder.path / "settings.json").read_text()) == {
+    written = json.loads((started.folder.path / "settings.json").read_text())
+    digests = written.pop("digests")
+    assert {*digests} == {"embedding", "pictures", "captions", "masks", *FakeHost().identities()}
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests.values())
+    assert re.fullmatch("[0-9a-f]{32}", written.pop("identity"))
+    assert written == {
         "template": ["[name], [filewords]"],
         "steps": 2,
         "learning_rate": "0.01:5, 0.001",
@@ -95,7 +101,8 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         "embedding": "cat",
         "pictures": 4,
         "vectors": {"clip_l": [3, 4], "clip_g": [2, 6]},
-        "model": FakeHost().identity(),
+        "resume": "auto",
+        "ended": {"step": 2},
     }
 
 
@@ -103,6 +110,9 @@ def test_processes_but_the_first_leave_nothing(tmp_path):
     class Other(Processes):
         def gather(self, rows):
             return torch.cat([rows, rows])
+
+        def share(self, value):
+            return value
 
     told = settings(4, gradient_accumulation=2)
     started, *_, ended = events(tmp_path, told=told, processes=Other(1, 2), preview=Preview())

@@ -30,6 +30,7 @@ from textinv_core.training.folder import RunFolder
 from textinv_core.training.learnable import LearnableEmbedding
 from textinv_core.training.run import Ended, Saved, duration, run
 from textinv_core.training.settings import TrainSettings
+from textinv_core.training.state import write_state
 from textinv_core.training.training import Step, Training, TrainingError
 
 CSV = "textual_inversion_loss.csv"
@@ -79,7 +80,7 @@ def expected():
 
 def test_a_run_leaves_its_settings_losses_and_embedding(tmp_path, expected):
     trained = run_training(FakeModel(), fake_examples(), fake_embedding(), settings(6), tmp_path)
-    assert files(tmp_path) == ["embeddings/cat-6.safetensors", CSV]
+    assert files(tmp_path) == ["embeddings/cat-6.safetensors", "state/6.safetensors", CSV]
     assert trained.path == tmp_path / "embeddings" / "cat-6.safetensors"
     assert trained.losses == [expected[step][0] for step in range(1, 7)]
     assert trained.learnt.step == 6 and same(trained.learnt, expected[6][1])
@@ -326,7 +327,13 @@ def full(monkeypatch):
     def open_if_room(path, mode="r", **how):
         return Begun(path, "a") if disk.is_full and "a" in mode else opened(path, mode, **how)
 
+    def write_if_room(*arguments):
+        if disk.is_full:
+            raise OSError(28, "No space left on device")
+        write_state(*arguments)
+
     monkeypatch.setattr(folder_module, "save_embedding", save_if_room)
+    monkeypatch.setattr(folder_module, "write_state", write_if_room)
     monkeypatch.setattr(folder_module, "open", open_if_room, raising=False)
     return disk
 

@@ -46,15 +46,14 @@ def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event]
         def show(event: "Event") -> None:
             match event:
                 case Started():
-                    vectors, step = event.embedding.vectors, event.embedding.step or 0
-                    bar.update(task, completed=step)
+                    bar.update(task, completed=event.step)
                     report.facts(
                         event="start",
                         name=name,
                         folder=str(event.folder.path if event.folder else ""),
                         pictures=event.pictures,
-                        vectors={key: len(rows) for key, rows in vectors.items()},
-                        step=step,
+                        vectors={key: len(rows) for key, rows in event.embedding.vectors.items()},
+                        step=event.step,
                         steps=steps,
                     )
                 case Step():

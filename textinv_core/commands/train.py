@@ -85,6 +85,9 @@ def train(
 
     All jobs are checked before the first is trained.
 
+    The same pictures, model, embedding and settings are the same run: asked for again, it goes on where it was stopped,
+    to the bit on a CPU, and has nothing to do where it has ended. --resume fresh begins anew.
+
     Ctrl-C keeps what was learnt and says how to go on; so do SIGTERM and SIGHUP, with which systems end what they run.
     One training on several GPUs or processes, which share the pictures of each step:
 
@@ -179,8 +182,8 @@ def _finish(plan: Plan, trained: Trained, report: Report) -> None:
 
 
 def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "RunFolder", report: Report) -> Path:
-    """Write the embedding into `output`; returns where. Raises UserError where it is only kept as a copy elsewhere; it
-    waits while it is nowhere, because then it is lost when this process ends."""
+    """Write the embedding into `output`, unless it is there; returns where. Raises UserError where it is only kept as a
+    copy elsewhere; it waits while it is nowhere, because then it is lost when this process ends."""
     from ..files import numbered
     from ..formats import save_embedding
 
@@ -188,8 +191,10 @@ def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "R
     while True:
         try:
             output.mkdir(parents=True, exist_ok=True)
-            path = numbered(output / f"{embedding.name}.safetensors")
-            save_embedding(embedding, path)
+            path = output / f"{embedding.name}.safetensors"
+            if not _holds(path, embedding):
+                path = numbered(path)
+                save_embedding(embedding, path)
             return path
         except OSError as error:
             copy = copy or folder.rescue(embedding)
@@ -204,6 +209,22 @@ def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "R
                     f"{TRY_AGAIN} s it is tried again: make room on the disk. Ctrl-C gives it up."
                 )
             time.sleep(TRY_AGAIN)
+
+
+def _holds(path: Path, embedding: "Embedding") -> bool:
+    """Whether a file has this very embedding, as it is after a run that has ended is asked for again."""
+    import torch
+
+    from ..formats import load_embedding
+
+    try:
+        there = load_embedding(path)
+    except (OSError, UserError):
+        return False
+    own = embedding.vectors
+    return (there.step, there.metadata, {*there.vectors}) == (embedding.step, embedding.metadata, {*own}) and all(
+        torch.equal(own[key], rows) for key, rows in there.vectors.items()
+    )
 
 
 def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
@@ -233,7 +254,7 @@ def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
     try:
         outcomes = run_jobs(jobs, root, run)
     except KeyboardInterrupt as stopped:
-        again = "Stopped. The same command goes on with the jobs that are not done, each from its beginning."
+        again = "Stopped. The same command goes on with the jobs that are not done, this one from where it stands."
         raise complain(report, again, status_of(stopped)) from None
     for outcome in outcomes:
         report.facts(event="job", name=outcome.name, state=outcome.state, message=outcome.message)
@@ -328,6 +349,8 @@ def train_one(
     except KeyboardInterrupt as stopped:
         if not command or processes.rank or started is None or started.folder is None:
             raise
+        if plan.train.resume == "fresh":
+            command += " --resume auto"  # of two, the last counts
         raise _stopped(report, command, started.folder, embedding.name, reached, status_of(stopped)) from None
     assert started is not None and ended is not None  # the first event and the last one
     return Trained(ended.learnt, ended.losses, started.folder, ended.path)
@@ -336,9 +359,9 @@ def train_one(
 def _stopped(
     report: Report, command: str, folder: "RunFolder", name: str, reached: int | None, status: int
 ) -> SystemExit:
-    """Say how to go on after an interrupt: with the newest of the embeddings that are kept, and the same settings.
+    """Say what is kept after an interrupt, and how to go on.
 
-    reached: the last step that was done, if any was. status: to end with.
+    command: what does. reached: the last step that was done, if any was. status: to end with.
     """
     from ..formats import load_embedding
 
@@ -350,6 +373,6 @@ def _stopped(
     step = load_embedding(kept).step
     is_behind = step is not None and reached is not None and step < reached
     lost = f" What was learnt from step {step} to {reached} could not be kept." if is_behind else ""
-    go_on = f"{command} --from {shlex.quote(str(kept))}"  # of two --from, the last counts
     report.facts(event="saved", name=name, path=str(kept), step=step)
-    return complain(report, f"Stopped.{lost} To go on, type:\n{go_on}", status, go_on=go_on)
+    said = f"Stopped.{lost} The embedding of step {step} is kept in {kept}. To go on, type:\n{command}"
+    return complain(report, said, status, go_on=command)

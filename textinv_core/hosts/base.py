@@ -319,6 +319,9 @@ class Host(ABC):
         """16 hex digits that tell this model, patched as it is, from another."""
         return _digest([*self.weights(), *self.patches()])
 
+    def identities(self) -> dict[str, str]:
+        return {"model": self.identity()}
+
     def facts(self) -> dict[str, str]:
         """What an embedding's metadata says of the model it was trained on."""
         return {"textinv.base_model": self.fingerprint()}

@@ -400,7 +400,9 @@ class PipelineHost(Host):
         return self.pipe.unet.named_parameters(prefix="unet")
 
     def patches(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(())
+        for name, embedding in self._known.embeddings.items():
+            for key, rows in embedding.vectors.items():
+                yield f"embedding {name} {key}", rows
 
     def facts(self) -> dict[str, str]:
         return super().facts() | ({"textinv.sd_checkpoint_name": self._name} if self._name else {})

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -54,6 +54,12 @@ def crop_to_multiple(image: Tensor, multiple: int) -> Tensor:
         )
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
+
+
+def cropped(picture: Picture, multiple: int) -> Picture:
+    """A picture and its mask as `crop_to_multiple` leaves them."""
+    pixels, mask = (crop_to_multiple(each, multiple) for each in (picture.pixels, picture.mask))
+    return replace(picture, pixels=pixels, mask=mask)
 
 
 def encoded_examples(host: Host, pictures: Sequence[Picture]) -> list[Example]:

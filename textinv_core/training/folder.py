@@ -2,11 +2,12 @@
 
 import errno
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +15,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..embedding import Embedding
-from ..files import numbered, write_atomically
-from ..formats import save_embedding
+from ..errors import UserError
+from ..files import claimed, numbered, write_atomically
+from ..formats import load_embedding, save_embedding
 from ..images import save_picture
+from .state import Damaged, read_state, write_state
 
+log = logging.getLogger("textinv")
+
+KEPT_STATES = 2
+MAX_SETTINGS_BYTES = 4 * 2**20
 CSV_HEADER = "step,epoch,epoch_step,loss,learn_rate\n"  # A1111's
 
 
@@ -62,9 +69,63 @@ class RunFolder:
             return cls(path)
         raise FileExistsError(f"There are 999 folders {root / name / stamp}_* already.")
 
+    @classmethod
+    def all(cls, root: Path, name: str) -> "list[RunFolder]":
+        """Those there are, the newest first."""
+        try:
+            return [cls(path) for path in sorted((root / name).iterdir(), reverse=True) if path.is_dir()]
+        except FileNotFoundError:
+            return []
+
+    def claimed(self) -> AbstractContextManager[bool]:
+        """Whether nobody else writes into it, for the length of a block."""
+        return claimed(self.path / "run.lock")
+
+    # What it was told, and how it ended
+
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """What the training was told, of the kinds JSON knows."""
         write_atomically(self.path / "settings.json", json.dumps(settings, indent=2).encode())
+
+    def note(self, **facts: Any) -> None:
+        """Put `facts` into what was written."""
+        self.write_settings({**self.settings(), **facts})
+
+    def settings(self) -> dict[str, Any]:
+        """What was written; nothing where there is nothing that can be read."""
+        path = self.path / "settings.json"
+        try:
+            settings = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_SETTINGS_BYTES else {}
+        except (OSError, ValueError):
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
+    # The states to go on from
+
+    def _states(self) -> list[Path]:
+        """The newest first."""
+        files = [path for path in self.path.glob("state/*.safetensors") if path.stem.isdecimal()]
+        return sorted(files, key=lambda path: int(path.stem), reverse=True)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Keep a training's state, and the one before it, for the case that this one is damaged."""
+        path = self.path / "state" / f"{state['step']}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        if self._losses.is_file():  # none of those before it may be missing, whatever happens to the machine
+            with open(self._losses, "ab") as file:
+                os.fsync(file.fileno())
+        write_state(state, path)
+        for old in self._states()[KEPT_STATES:]:
+            old.unlink(missing_ok=True)
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """The newest that is whole; None where there is none."""
+        for path in self._states():
+            try:
+                return read_state(path)
+            except Damaged as error:
+                log.warning(f"textinv: {error} The one before it is taken.")
+        return None
 
     # The losses
 
@@ -99,18 +160,30 @@ class RunFolder:
         return rows
 
     def cut_losses(self, step: int) -> None:
-        """Drop all rows after `step`, and what is not whole: for a training that goes on from there."""
+        """Drop all rows after `step`, and what is not whole."""
         rows = "".join(str(row) for row in self.losses() if row.step <= step)
         write_atomically(self._losses, (CSV_HEADER + rows).encode())
+
+    def rewind(self, step: int) -> None:
+        """Drop what will be written anew by a training that goes on from `step`: losses, and states that are none."""
+        if self._losses.is_file():
+            self.cut_losses(step)
+        for path in self._states():
+            if int(path.stem) > step:
+                path.unlink()
 
     # Embeddings and pictures
 
     def save(self, embedding: Embedding) -> Path:
         """Keep a copy of an embedding as it is now; returns where."""
-        path = self.path / "embeddings" / f"{embedding.name}-{embedding.step}.safetensors"
+        path = self.copy(embedding.name, embedding.step)
         path.parent.mkdir(exist_ok=True)
         save_embedding(embedding, path)
         return path
+
+    def copy(self, name: str, step: int | None) -> Path:
+        """Where a copy is kept."""
+        return self.path / "embeddings" / f"{name}-{step}.safetensors"
 
     def rescue(self, embedding: Embedding) -> Path | None:
         """Keep a copy wherever it can be written: in this folder, else in the output folder, in the system's for
@@ -134,9 +207,18 @@ class RunFolder:
             yield Path(tempfile.gettempdir())
         yield Path(os.path.expanduser("~"))
 
+    def load(self, name: str, step: int) -> Embedding | None:
+        """The copy of a step; None where there is none that can be read."""
+        try:
+            copy = load_embedding(self.copy(name, step))
+        except (OSError, UserError):
+            return None
+        return replace(copy, name=name)
+
     def withdraw(self, step: int) -> None:
-        """Take back the copies that were written of steps after `step`, which have turned out to be no good."""
-        for path in self.path.glob("embeddings/*.safetensors"):
+        """Take back the copies and states that were written of steps after `step`, which have turned out to be no
+        good."""
+        for path in [*self.path.glob("embeddings/*.safetensors"), *self._states()]:
             copied = path.stem.rpartition("-")[2]
             if copied.isdecimal() and int(copied) > step:
                 path.unlink()

@@ -2,12 +2,9 @@
 
 import json
 import logging
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +13,7 @@ from typing import Any, Literal
 from ..devices import in_words, is_out_of_memory
 from ..embedding import check_name
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import claimed, write_atomically
 
 log = logging.getLogger("textinv")
 
@@ -57,32 +54,6 @@ class Outcome:
     name: str
     state: Literal["done", "there", "failed"]
     message: str = ""
-
-
-@contextmanager
-def _claim(path: Path) -> Iterator[bool]:
-    """Whether the job is this process's for the length of the block. The claim ends with the process, however it ends.
-
-    The file stays: one that came and went could be locked by two processes, each its own.
-    """
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            # Checked inside, because each system has one of the two.
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(file)
 
 
 def _read(record: Path) -> dict[str, Any]:
@@ -180,7 +151,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, run: Callable[[Job, Path], None]
     while left := [job for job in jobs if job.name not in outcomes]:
         for job in left:
             try:
-                with _claim(folder / job.name / "job.lock") as mine:
+                with claimed(folder / job.name / "job.lock") as mine:
                     if mine:
                         outcomes[job.name] = _settle(job, folder / job.name, before[job.name], run, unwritten)
                         _write(unwritten)

@@ -1,10 +1,11 @@
 """A training from pictures to what was learnt: the one sequence behind the node, the command and what comes next."""
 
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from ..embedding import Embedding, with_model
 from ..hosts.base import Host, Sampling
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
-from .examples import Example, crop_to_multiple, encoded_examples
+from .examples import Example, cropped, encoded_examples
 from .folder import RunFolder
+from .identity import facts, identity
 from .learnable import LearnableEmbedding
 from .parallel import ALONE, Processes
+from .resume import found
 from .run import Ended, Saved, run
-from .settings import TrainSettings
+from .settings import UNDECIDING, TrainSettings
 from .training import Step, Training, check
 
 log = logging.getLogger("textinv")
@@ -39,12 +42,15 @@ class Preview:
 class Started:
     """The pictures are encoded and the model is loaded. folder: None for processes of a shared training but the first.
 
-    pictures: how many are learnt from. embedding: as it is before.
+    pictures: how many are learnt from. embedding: as it is before. step: that it goes on from. finish: has the run end
+    after the step in progress with all that comes at an end; may be called from any thread.
     """
 
     folder: RunFolder | None
     pictures: int
     embedding: Embedding
+    step: int
+    finish: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -68,58 +74,99 @@ def learn(
     processes: Processes = ALONE,
     preview: Preview | None = None,
 ) -> Generator[Event, None, None]:
-    """Train `embedding` on `pictures`, in a new run's folder below `root`, and tell what happens as it happens.
+    """Train `embedding` on `pictures`, in a run's folder below `root`, and tell what happens as it happens.
 
-    It begins with Started and ends with Ended, whose `learnt` is an Embedding. To finish early is to stop consuming;
-    what was learnt is in the folder then (see `run`). Consume it in one thread, and close it (`contextlib.closing`)
-    where that may end before it does: until then the model is set to be trained on.
+    The same inputs are the same run: what has ended gives its result at once, what has not goes on where it stood, see
+    `settings.resume`. It begins with Started and ends with Ended, whose `learnt` is an Embedding. To finish early, call
+    `Started.finish`; to stop, stop consuming: what was learnt is in the folder then (see `run`). Consume it in one
+    thread, and close it (`contextlib.closing`) where that may end before it does: until then the model is set to be
+    trained on.
 
     Whatever keeps the training from starting is raised before any work is done. Raises UserError for what the person
     can mend, and what `Training.advance` and the host raise. A preview that fails, or is interrupted, is left out.
     """
     host.check_fits(embedding)
-    multiple = host.latent_multiple
-    height, width = crop_to_multiple(pictures[0].pixels, multiple).shape[:2] if pictures else (0, 0)
-    facts = {**host.facts(), "modelspec.resolution": f"{width}x{height}"}
-    learnable = LearnableEmbedding(with_model(embedding, facts), shuffle or ShuffleConfig())
-    check(learnable, [Example(torch.empty(0), picture.caption) for picture in pictures], settings, processes)
+    shuffle = shuffle or ShuffleConfig()
+    as_trained = [cropped(picture, host.latent_multiple) for picture in pictures]
+    height, width = as_trained[0].pixels.shape[:2] if pictures else (0, 0)
+    about_model = {**host.facts(), "modelspec.resolution": f"{width}x{height}"}
+    learnable = LearnableEmbedding(with_model(embedding, about_model), shuffle)
+    examples = [Example(torch.empty(0), picture.caption) for picture in pictures]
+    last_step = check(learnable, examples, settings, processes).last_step
 
-    examples = encoded_examples(host, pictures)
-    largest = max((example.latent for example in examples), key=torch.numel)
-    ended = None
-    with host.trainable(largest, settings.batch_size) as model:
-        training = Training(model, examples, learnable, settings, processes)
-        folder = None
+    with ExitStack() as stack:
+        folder, past = None, None
         if processes.rank == 0:
-            folder = RunFolder.new(root, embedding.name)
-            folder.write_settings(_record(host, learnable, settings, len(examples)))
-        yield Started(folder, len(examples), learnable.embedding)
-        with closing(run(training, folder)) as events:
-            for event in events:
-                if isinstance(event, Ended):
-                    ended = event
-                else:
-                    yield event
-    assert ended is not None
-    del model, training  # what they hold of the device's memory is for the preview now
-    if preview is not None and folder is not None:
-        prompt = learnable.prompt(preview.line or settings.template[0], examples[0])
-        made = _previewed(host, prompt, examples[0].latent.shape, ended.learnt, settings.seed, preview.steps, folder)
-        if made is not None:
-            yield Previewed(made)
-    yield ended
+            about = facts(host, as_trained, embedding, settings, shuffle)
+            folder, past = found(root, embedding.name, about, settings, last_step, stack)
+            folder.write_settings(_told(folder, past, about, learnable, settings, len(pictures)))
+        past = processes.share(past)
+        if isinstance(past, Ended):
+            yield Started(folder, len(pictures), learnable.embedding, past.learnt.step, _nothing)
+            yield past
+            return
+        examples = encoded_examples(host, pictures)
+        largest = max((example.latent for example in examples), key=torch.numel)
+        ended = None
+        with host.trainable(largest, settings.batch_size) as model:
+            training = Training(model, examples, learnable, settings, processes, past)
+            yield Started(folder, len(examples), learnable.embedding, training.step, training.finish)
+            with closing(run(training, folder)) as events:
+                for event in events:
+                    if isinstance(event, Ended):
+                        ended = event
+                    else:
+                        yield event
+        assert ended is not None
+        del model, training  # what they hold of the device's memory is for the preview now
+        if preview is not None and folder is not None:
+            prompt = learnable.prompt(preview.line or settings.template[0], examples[0])
+            shape = examples[0].latent.shape
+            made = _previewed(host, prompt, shape, ended.learnt, settings.seed, preview.steps, folder)
+            if made is not None:
+                yield Previewed(made)
+        if folder is not None:
+            _note_end(folder, ended)
+        yield ended
 
 
-def _record(host: Host, learnable: LearnableEmbedding, settings: TrainSettings, pictures: int) -> dict[str, object]:
-    """What decides the result, for the run's folder."""
-    return {
+def _nothing() -> None:
+    """What finishes a run that has ended."""
+
+
+def _told(
+    folder: RunFolder,
+    past: Mapping[str, Any] | Ended | None,
+    about: Mapping[str, Any],
+    learnable: LearnableEmbedding,
+    settings: TrainSettings,
+    pictures: int,
+) -> dict[str, Any]:
+    """What the run is told and what it is about, for its folder; with `before`, what it was told otherwise earlier, and
+    until which step."""
+    told = {
         **asdict(settings),
-        "shuffle": asdict(learnable.shuffle),
+        **about,
         "embedding": learnable.name,
         "pictures": pictures,
         "vectors": {key: list(rows.shape) for key, rows in learnable.embedding.vectors.items()},
-        "model": host.identity(),
+        "identity": identity(about),
     }
+    earlier = folder.settings()
+    if past is None or not earlier:
+        return told
+    if isinstance(past, Ended):
+        return earlier
+    before = {key: earlier.get(key) for key in told if key in UNDECIDING and told[key] != earlier.get(key)}
+    befores = [*earlier.get("before", []), *([{"until_step": past["step"], **before}] if before else [])]
+    return {**told, **({"before": befores} if befores else {})}
+
+
+def _note_end(folder: RunFolder, ended: Ended) -> None:
+    try:
+        folder.note(ended={"step": ended.learnt.step if ended.learnt else None})
+    except OSError as error:
+        log.warning(f"textinv: it cannot be noted in the run's folder that it has ended: {error}")
 
 
 def _previewed(

@@ -6,7 +6,7 @@ import signal
 import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -40,11 +40,25 @@ class Processes:
         try:
             torch.distributed.all_gather(everybodys, rows)
         except RuntimeError as lost:
-            raise ConnectionError(
-                f"Another of the {self.count} processes of this training has ended or does not answer, so it cannot "
-                "go on. Look for that process's own message; then start them all again."
-            ) from lost
+            raise self._lost() from lost
         return torch.stack(everybodys, dim=1).flatten(0, 1)
+
+    def share(self, value: Any) -> Any:
+        """The `value` that the first process has, in all of them. Raises as `gather`."""
+        if self.count == 1:
+            return value
+        values = [value]
+        try:
+            torch.distributed.broadcast_object_list(values)
+        except RuntimeError as lost:
+            raise self._lost() from lost
+        return values[0]
+
+    def _lost(self) -> ConnectionError:
+        return ConnectionError(
+            f"Another of the {self.count} processes of this training has ended or does not answer, so it cannot "
+            "go on. Look for that process's own message; then start them all again."
+        )
 
 
 ALONE = Processes(0, 1)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..signals import SIGNALS
-from .folder import LossRow, RunFolder
+from .folder import RunFolder
+from .record import Record
 from .training import Step, Training, TrainingError
 
 log = logging.getLogger("textinv")
@@ -32,8 +33,8 @@ class Saved:
 class Ended:
     """The training is over.
 
-    learnt: see `Learnable.snapshot`. losses: one a step. path: a copy of it, in the run's folder or, where that could
-    not be written, elsewhere; None where none could be written anywhere.
+    learnt: see `Learnable.snapshot`. losses: one a step, those before it was gone on with included. path: a copy of it,
+    in the run's folder or, where that could not be written, elsewhere; None where none could be written anywhere.
     """
 
     learnt: Any
@@ -76,96 +77,6 @@ def _heeding_one_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Record:
-    """What has happened in a run, on its way into the folder. A full disk costs copies, never the training."""
-
-    def __init__(self, training: Training, folder: RunFolder | None):
-        self._training, self._folder = training, folder
-        self.losses: list[float] = []
-        self._unwritten: list[LossRow] = []
-        self._saved: tuple[int, Path] | None = None
-        self._has_complained = False
-
-    def add(self, step: Step) -> None:
-        self.losses.append(step.loss)
-        if self._folder is None:
-            return
-        training = self._training
-        batches = (step.step - 1) * training.settings.gradient_accumulation
-        epoch, batch = divmod(batches, training.batches_an_epoch)
-        place = batch // training.settings.gradient_accumulation
-        self._unwritten.append(LossRow(step.step, epoch, place, step.loss, step.learning_rate))
-        self.write_losses()
-
-    def write_losses(self) -> None:
-        if self._folder is not None and self._unwritten:
-            try:
-                self._folder.append_losses(self._unwritten)
-            except OSError as error:
-                self._complain(error)
-            else:
-                self._unwritten = []
-
-    def rescue(self) -> Path | None:
-        """Keep all that was learnt, whatever was being written when the run was stopped, wherever that can be; returns
-        where, None for nowhere, and where that is nothing."""
-        path, learnt = self.save(), self._training.learnt()
-        if path is None and self._folder is not None and learnt is not None:
-            path = self._folder.rescue(learnt)
-            self._saved = (learnt.step, path) if path else self._saved
-        if self._folder is not None and self._unwritten:
-            try:
-                self._folder.cut_losses(self._unwritten[0].step - 1)
-            except OSError as error:
-                self._complain(error)
-            else:
-                self.write_losses()
-        return path
-
-    def withdraw(self) -> None:
-        """Take back copies of what has turned out to be no good."""
-        learnt = self._training.learnt()
-        if self._folder is not None:
-            try:
-                self._folder.withdraw(self._training.learnable.step if learnt is None else learnt.step)
-            except OSError as error:
-                self._complain(error)
-
-    def save(self) -> Path | None:
-        """Keep what was learnt so far in the folder; None where that cannot be, or is nothing."""
-        learnt = self._training.learnt()
-        if self._folder is None or learnt is None:
-            return None
-        if self._saved is None or self._saved[0] != learnt.step:
-            try:
-                self._saved = learnt.step, self._folder.save(learnt)
-            except OSError as error:
-                self._complain(error)
-                return None
-        return self._saved[1]
-
-    def kept(self) -> str:
-        """What has become of all that was learnt, in a sentence."""
-        learnt = self._training.learnt()
-        if learnt is None:
-            return "Nothing was learnt before."
-        if self._saved is not None and self._saved[0] == learnt.step:
-            return f"The embedding of step {learnt.step} is kept in {self._saved[1]}."
-        return f"The embedding of step {learnt.step} could not be kept; {self._newest()}."
-
-    def _newest(self) -> str:
-        newest = self._folder and self._folder.newest()
-        return f"the newest copy is {newest}" if newest else "there is no copy"
-
-    def _complain(self, error: OSError) -> None:
-        if not self._has_complained:
-            self._has_complained = True
-            log.warning(
-                f"textinv: cannot write into the run's folder: {error}. What was learnt is in memory, and "
-                f"{self._newest()}. The training goes on, and tries again; make room on the disk meanwhile."
-            )
-
-
 def _advise(training: Training, pace: float) -> None:
     """Say once what would be quicker, where steps take long; pace: seconds a step."""
     if training.device.type == "cpu" and pace >= SLOW:
@@ -180,22 +91,24 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
     """Run a training to its end, recording everything in `folder`; None for processes of a shared training but the
     first, which write nothing and log nothing.
 
-    To finish early is to stop consuming: close the iterator. Whatever ends the run after its first step, what was
-    learnt by the last good one is kept in the folder, or wherever that can be written, and the losses; a
-    TrainingError's message then says where, and copies of what caused it are taken back. In the main thread, a second
+    A training with a state goes on from there, and so do the losses. To finish early, `Training.finish()`; to stop,
+    close the iterator. Whatever ends the run after its first step, what was learnt by the last good one is kept in the
+    folder, or wherever that can be written, with the losses and the exact state; after a TrainingError without the
+    latter: its message says where, and copies of what caused it are taken back. In the main thread, a second
     Ctrl-C, SIGTERM or SIGHUP is ignored until then. Raises what `Training.advance` and `Training.confirm` do.
     """
-    record = _Record(training, folder)
+    record = Record(training, folder)
     settings, name = training.settings, training.learnable.name
     log_every = min(max(10, settings.steps // 50), 100)
-    started = time.monotonic()
+    started, first_step = time.monotonic(), training.step
     with _heeding_one_interrupt():
         try:
             while not training.is_over:
                 step = training.advance()
                 record.add(step)
-                pace = (time.monotonic() - started) / len(record.losses)
-                if folder is not None and len(record.losses) == FIRST_STEPS:
+                steps = step.step - first_step
+                pace = (time.monotonic() - started) / steps
+                if folder is not None and steps == FIRST_STEPS:
                     _advise(training, pace)
                 if folder is not None and (step.step % log_every == 0 or training.is_over):
                     recent = record.losses[-log_every:]
@@ -209,10 +122,13 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
                     yield Saved(step.step, path)
             training.confirm()
             path = record.rescue()
+            record.save_state()
         except BaseException as stopped:
             if isinstance(stopped, TrainingError):
                 record.withdraw()
             record.rescue()
+            if not isinstance(stopped, TrainingError):
+                record.save_state()
             if folder is None:
                 raise
             kept = record.kept()

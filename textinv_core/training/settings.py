@@ -1,8 +1,8 @@
 """What a training is told."""
 
 import math
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 from typing_extensions import Doc
 
@@ -11,6 +11,9 @@ from ..errors import SettingError, UserError, check_choice
 GRADIENT_CLIPPING = ("off", "norm", "value")
 LOSS_WEIGHTING = ("none", "min_snr")
 GRADIENT_CHECKPOINTING = ("auto", "on", "off")
+RESUME = ("auto", "fresh", "required")
+# What changes nothing that is learnt by a step.
+UNDECIDING = ("steps", "save_every", "gradient_checkpointing", "resume")
 # The least and the most of each number that has both.
 RANGES = {
     "steps": (1, 1_000_000),
@@ -96,6 +99,14 @@ class TrainSettings:
     save_every: Annotated[
         int, Doc("Keep a copy of the embedding in the run's folder every so many steps; 0 for only the last one.")
     ] = 100
+    resume: Annotated[
+        str,
+        Doc(
+            "auto goes on with a run of the same pictures, model, embedding and settings where it stands, and takes "
+            "its result when it has ended; fresh begins anew; required ends with an error where there is none to go "
+            "on with."
+        ),
+    ] = "auto"
 
     def __post_init__(self):
         if not self.template:
@@ -113,6 +124,7 @@ class TrainSettings:
         check_choice("gradient_clipping", self.gradient_clipping, GRADIENT_CLIPPING)
         check_choice("loss_weighting", self.loss_weighting, LOSS_WEIGHTING)
         check_choice("gradient_checkpointing", self.gradient_checkpointing, GRADIENT_CHECKPOINTING)
+        check_choice("resume", self.resume, RESUME)
 
     def _check(self, setting: str, good: bool, possible: str) -> None:
         value = getattr(self, setting)
@@ -120,3 +132,8 @@ class TrainSettings:
             raise SettingError(
                 lambda name: f"The training cannot start: {name(setting)} cannot be {value!r}; {possible}."
             )
+
+
+def deciding(settings: TrainSettings) -> dict[str, Any]:
+    """Those settings that decide what is learnt by a step."""
+    return {name: value for name, value in asdict(settings).items() if name not in UNDECIDING}

@@ -3,9 +3,10 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from threading import Event
 from typing import Any
 
 import torch
@@ -130,6 +131,7 @@ class Training:
         self._without_gradient = 0
         self._may_checkpoint = settings.gradient_checkpointing == "auto"
         self._learnt = self._good = self.step, self._copy()
+        self._is_whole, self._is_finishing, self._asked = True, False, Event()
         if state is not None:
             self._go_on(state)
         if settings.gradient_checkpointing == "on":
@@ -137,7 +139,13 @@ class Training:
 
     @property
     def is_over(self) -> bool:
-        return self.step >= self.last_step
+        return self._is_finishing or self.step >= self.last_step
+
+    @property
+    def finish(self) -> Callable[[], None]:
+        """Makes the training be over after the step in progress, or the next one where none is; of several processes
+        in all. May be called from any thread, and does not hold what the training holds."""
+        return self._asked.set
 
     @property
     def device(self) -> torch.device:
@@ -166,11 +174,13 @@ class Training:
         first = self.step * settings.gradient_accumulation
         batches = [self._batch(number) for number in range(first, first + settings.gradient_accumulation)]
         own = batches[self._processes.rank :: self._processes.count]
-        results = torch.stack([self._loss_and_gradients(batch) for batch in own])
+        results = torch.stack([self._loss_and_gradients(batch) for batch in own]).cpu()
+        asked = torch.full((len(own), 1), float(self._asked.is_set()))
         # Batch by batch, so that the sum is rounded alike however many processes there are.
-        total = reduce(torch.add, self._processes.gather(results.cpu()))
+        total = reduce(torch.add, self._processes.gather(torch.cat([results, asked], 1)))
+        self._is_whole = False
         sizes = [tensor.numel() for tensor in self._tensors.values()]
-        loss, *gradients = total.split([1, *sizes])
+        loss, *gradients, asked = total.split([1, *sizes, 1])
         self._check_loss(loss.item(), f"of step {step}", rate)
         norm = self._set_gradients(gradients, f"of step {step}", rate)
         self._check_reached(norm, batches)
@@ -182,6 +192,7 @@ class Training:
             self._good = self._learnt
         self._learnt = step, self._copy()
         self.step = step
+        self._is_whole, self._is_finishing = True, bool(asked)
         return Step(step, self.last_step, loss.item(), rate, self.learnable.snapshot(self._learnt[1], step))
 
     def confirm(self) -> None:
@@ -197,9 +208,11 @@ class Training:
         self._check_loss(result[0].item(), f"after step {self.step}", rate)
         self._check_gradients(float(result[1:].norm()), f"after step {self.step}", rate)
 
-    def state(self) -> dict[str, Any]:
-        """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; not
-        for after an error."""
+    def state(self) -> dict[str, Any] | None:
+        """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; None
+        after a TrainingError, or where Ctrl-C came in the midst of an update."""
+        if not self._is_whole:
+            return None
         step, tensors = self._learnt
         good_step, good = self._good
         return {

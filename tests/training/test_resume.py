@@ -1,0 +1,178 @@
+"""The same inputs are the same run: what has ended gives its result, what has not goes on."""
+
+import json
+import logging
+
+import pytest
+
+from tests.fakes import FakeHost, FakeModel, Interrupted, fake_embedding, fake_pictures, same
+from textinv_core.errors import UserError
+from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training.folder import RunFolder
+from textinv_core.training.learn import Preview, Started, learn
+from textinv_core.training.run import Ended
+from textinv_core.training.settings import TrainSettings
+from textinv_core.training.training import Step
+
+
+def settings(steps=6, **more):
+    return TrainSettings(("[name], [filewords]",), **{"steps": steps, "save_every": 0, **more})
+
+
+def train(root, told, host=None, stop_after=0, **more):
+    """What happens in a training that is stopped, if at all, after so many steps."""
+    events = []
+    learning = learn(host or FakeHost(), fake_pictures(), fake_embedding(), told, root, **more)
+    for event in learning:
+        events.append(event)
+        if isinstance(event, Step) and event.step == stop_after:
+            with pytest.raises(Interrupted):
+                learning.throw(Interrupted())
+            return events
+    return events
+
+
+def steps(events):
+    return [event.step for event in events if isinstance(event, Step)]
+
+
+def folders(root):
+    return sorted(path for path in (root / "cat").iterdir())
+
+
+@pytest.fixture
+def unbroken(tmp_path):
+    return train(tmp_path / "unbroken", settings(20))[-1]
+
+
+def csv(root):
+    [folder] = folders(root)
+    return (folder / "textual_inversion_loss.csv").read_bytes()
+
+
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path, unbroken, caplog):
+    caplog.set_level(logging.INFO, "textinv")
+    root = tmp_path / "broken"
+    train(root, settings(20), stop_after=7)
+    assert steps(train(root, settings(20), stop_after=12)) == [8, 9, 10, 11, 12]
+    assert "goes on from step 7" in caplog.text
+    *_, ended = train(root, settings(20))
+    assert isinstance(ended, Ended) and same(ended.learnt, unbroken.learnt)
+    assert len(ended.losses) == 20 and csv(root) == csv(tmp_path / "unbroken")
+
+
+def test_a_run_that_ended_gives_its_result_without_a_model(tmp_path, caplog):
+    *_, first = train(tmp_path, settings())
+    caplog.set_level(logging.INFO, "textinv")
+    host = FakeHost()
+    started, ended = train(tmp_path, settings(), host)
+    assert host.did == [] and "has been trained on this already" in caplog.text
+    assert isinstance(started, Started) and same(ended.learnt, first.learnt)
+    assert ended.path == first.path and len(ended.losses) == 6
+    assert dict(ended.learnt.metadata) == dict(first.learnt.metadata)
+    started.finish()
+
+
+def test_more_steps_go_on_and_both_are_said(tmp_path, unbroken):
+    train(tmp_path / "run", settings(6))
+    events = train(tmp_path / "run", settings(20, save_every=5), preview=Preview())
+    assert steps(events)[0] == 7 and same(events[-1].learnt, unbroken.learnt)
+    [folder] = folders(tmp_path / "run")
+    told = json.loads((folder / "settings.json").read_text())
+    assert told["steps"] == 20 and told["save_every"] == 5
+    assert told["before"] == [{"until_step": 6, "steps": 6, "save_every": 0}]
+    assert csv(tmp_path / "run") == csv(tmp_path / "unbroken")
+
+
+def test_fewer_steps_take_a_copy_where_there_is_one(tmp_path, caplog):
+    *_, ended = train(tmp_path, settings(6, save_every=2))
+    caplog.set_level(logging.INFO, "textinv")
+    *events, four = train(tmp_path, settings(4))
+    assert four.learnt.step == 4 and four.losses == pytest.approx(ended.losses[:4], abs=1e-7) and not steps(events)
+    events = train(tmp_path, settings(3))
+    assert steps(events) == [1, 2, 3] and len(folders(tmp_path)) == 2
+    assert "has no copy of step 3" in caplog.text
+
+
+def test_another_setting_is_another_run_and_is_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "textinv")
+    train(tmp_path, settings())
+    events = train(tmp_path, settings(learning_rate="0.01"))
+    assert steps(events)[0] == 1 and len(folders(tmp_path)) == 2
+    assert "learning_rate was 0.002 and is now 0.01" in caplog.text
+    assert steps(train(tmp_path, settings(), shuffle=ShuffleConfig("all"))) and len(folders(tmp_path)) == 3
+
+
+def test_fresh_begins_anew(tmp_path):
+    train(tmp_path, settings())
+    assert steps(train(tmp_path, settings(resume="fresh"))) == [1, 2, 3, 4, 5, 6]
+    assert len(folders(tmp_path)) == 2
+
+
+def test_required_needs_something_to_go_on_with(tmp_path):
+    with pytest.raises(UserError, match="no run of 'cat' to go on with"):
+        train(tmp_path, settings(resume="required"))
+    train(tmp_path, settings(), stop_after=2)
+    with pytest.raises(UserError, match=r"seed was 0 and is now 3\."):
+        train(tmp_path, settings(resume="required", seed=3))
+    assert len(folders(tmp_path)) == 1
+    assert steps(train(tmp_path, settings(resume="required"))) == [3, 4, 5, 6]
+    assert not steps(train(tmp_path, settings(resume="required")))
+
+
+def test_a_damaged_state_costs_the_steps_since_the_one_before(tmp_path, unbroken, caplog, monkeypatch):
+    monkeypatch.setattr("textinv_core.training.record.STATE_STEPS", 5)
+    monkeypatch.setattr("textinv_core.training.record.STATE_SHARE", 1)
+    root = tmp_path / "run"
+    train(root, settings(20), stop_after=12)
+    [folder] = folders(root)
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["10.safetensors", "12.safetensors"]
+    newest = folder / "state" / "12.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    events = train(root, settings(20))
+    assert steps(events)[0] == 11 and same(events[-1].learnt, unbroken.learnt)
+    assert "12.safetensors' is damaged" in caplog.text
+    assert csv(root) == csv(tmp_path / "unbroken")
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["15.safetensors", "20.safetensors"]
+
+
+def test_a_run_without_a_state_begins_anew_in_its_folder(tmp_path, unbroken):
+    root = tmp_path / "run"
+    train(root, settings(20), stop_after=3)
+    [folder] = folders(root)
+    (folder / "state" / "3.safetensors").unlink()
+    events = train(root, settings(20))
+    assert steps(events)[0] == 1 and same(events[-1].learnt, unbroken.learnt)
+    assert csv(root) == csv(tmp_path / "unbroken")
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+    train(tmp_path, settings(), stop_after=3)
+    [folder] = folders(tmp_path)
+    with RunFolder(folder).claimed() as mine:
+        assert mine
+        assert steps(train(tmp_path, settings()))[0] == 1
+    assert len(folders(tmp_path)) == 2
+
+
+def test_a_diverged_run_is_not_gone_on_with_past_what_was_good(tmp_path):
+    host = FakeHost(FakeModel(change=lambda prediction, number: prediction * (float("nan") if number > 40 else 1)))
+    for begun in (1, 1):
+        events = []
+        with pytest.raises(UserError, match="diverged"):
+            for event in learn(host, fake_pictures(), fake_embedding(), settings(20), tmp_path):
+                events.append(event)
+        assert steps(events)[0] == begun
+        host.model.calls.clear()
+
+
+def test_finishing_ends_a_run_as_its_end_does(tmp_path, unbroken):
+    learning = learn(FakeHost(), fake_pictures(), fake_embedding(), settings(20), tmp_path / "run")
+    events = []
+    for event in learning:
+        events.append(event)
+        if isinstance(event, Step) and event.step == 4:
+            events[0].finish()
+    assert steps(events)[-1] == 5 and events[-1].learnt.step == 5 and events[-1].path
+    *_, ended = train(tmp_path / "run", settings(20))
+    assert same(ended.learnt, unbroken.learnt)
