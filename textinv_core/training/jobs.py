@@ -132,7 +132,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, run: Callable[[Job, Path], None]
     Any number of processes can be given the same list and folder, under `torchrun` or not: each takes the next job
     that nobody is at, and waits at the end for those of others, to take up what a killed process leaves. Started
     again, they go on where they stopped: jobs are skipped that are done with the same settings, which each folder's
-    `job.json` says, and run from their beginning where they failed, were stopped, or have other settings now.
+    `job.json` says, and run where they failed, were stopped, or have other settings now.
 
     run: does a job, in its folder; may find there what an earlier try has left. A UserError, OSError or want
     of memory in it is recorded, and the next job is run; anything else ends this process's part.
