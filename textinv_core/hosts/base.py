@@ -229,7 +229,7 @@ class Host(ABC):
         means, rather than being handed `embedding`: the largest difference, as a part of the largest number there is.
 
         0 is equal to the bit; infinite is another shape, or numbers that are not finite. Host and files are as they
-        were afterwards. Raises OSError, and what the host's encoders do.
+        were afterwards. Raises OSError, UserError for what is no embedding, and what the host's text encoders do.
         """
         handed, read = self._encoded(embedding), self._encoded_from(file, embedding)
         if [tensor.shape for tensor in handed] != [tensor.shape for tensor in read]:

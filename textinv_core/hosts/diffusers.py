@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
 from ..devices import upload
 from ..embedding import Embedding
 from ..errors import UserError
 from ..files import readable_stem
+from ..formats import load_embedding
 from ..noise import NoiseSchedule
 from . import pipelines
 from .autograd import replaced_method
@@ -314,7 +314,7 @@ class PipelineHost(Host):
 
     def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
         """By diffusers' loader, into copies of tokenizers and text encoders."""
-        vectors, encoded = load_file(file), []
+        vectors, encoded = load_embedding(file).vectors, []
         for key, encoder in self.encoders.items():
             own = encoder.apart()
             with pipelines.quiet():

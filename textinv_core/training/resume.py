@@ -11,6 +11,7 @@ from .folder import RunFolder
 from .identity import differences, identity
 from .run import Ended
 from .settings import TrainSettings
+from .verdict import Verdict
 
 log = logging.getLogger("textinv")
 
@@ -73,7 +74,8 @@ def _ended(folder: RunFolder, name: str, settings: TrainSettings, last_step: int
     if learnt is None or learnt.step != last_step:
         return None
     losses = [row.loss for row in folder.losses() if row.step <= last_step]
-    return Ended(learnt, losses, folder.copy(name, last_step))
+    judged = Verdict.read(folder.settings().get("result")) if step == last_step else None
+    return Ended(learnt, losses, folder.copy(name, last_step), judged)
 
 
 def _nearest(about: Mapping[str, Any], described: list[tuple[RunFolder, dict[str, Any]]]) -> str:

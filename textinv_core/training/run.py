@@ -14,6 +14,7 @@ from ..signals import SIGNALS
 from .folder import RunFolder
 from .record import Record
 from .training import Step, Training, TrainingError
+from .verdict import Verdict
 
 log = logging.getLogger("textinv")
 
@@ -35,11 +36,13 @@ class Ended:
 
     learnt: see `Learnable.snapshot`. losses: one a step, those before it was gone on with included. path: a copy of it,
     in the run's folder or, where that could not be written, elsewhere; None where none could be written anywhere.
+    verdict: what to think of it, None where nobody has looked.
     """
 
     learnt: Any
     losses: list[float]
     path: Path | None
+    verdict: Verdict | None = None
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..embedding import Embedding
 
@@ -46,9 +47,18 @@ class Verdict:
     vectors: Mapping[str, Moved]
     is_read: bool | None
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """All of it, of the kinds JSON knows."""
         return asdict(self)
+
+    @classmethod
+    def read(cls, facts: Any) -> "Verdict | None":
+        """What `facts` has said in a file; None for anything else."""
+        try:
+            vectors = {key: Moved(**moved) for key, moved in facts["vectors"].items()}
+            return cls(**{**facts, "vectors": vectors})
+        except (TypeError, KeyError, AttributeError):
+            return None
 
 
 def verdict(
