@@ -11,11 +11,11 @@ MOST_BYTES = 1000  # of a question
 
 # Node id -> what ends its training after the step in progress. Nodes write it in the thread that graphs run in, the
 # server reads it in its own; each is one operation on the dictionary.
-_trainings: dict[str, Callable[[], None]] = {}
+_trainings: dict[str | None, Callable[[], None]] = {}
 
 
 @contextmanager
-def finishable(node: str, finish: Callable[[], None]) -> Iterator[None]:
+def finishable(node: str | None, finish: Callable[[], None]) -> Iterator[None]:
     """For the length of the block, `POST /textinv/finish` calls `finish` for the node with this id; it is called in
     the server's thread."""
     _trainings[node] = finish

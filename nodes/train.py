@@ -1,7 +1,7 @@
 """The node that trains."""
 
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import comfy.utils
@@ -16,7 +16,7 @@ from ..textinv_core.hosts.precision import PRECISIONS
 from ..textinv_core.images import as_pictures
 from ..textinv_core.prompts import TEMPLATES, template_lines
 from ..textinv_core.schedule import training_rates
-from ..textinv_core.training.learn import Preview, Previewed, learn
+from ..textinv_core.training.learn import Preview, Previewed, Started, learn
 from ..textinv_core.training.run import Ended
 from ..textinv_core.training.settings import (
     GRADIENT_CHECKPOINTING,
@@ -26,6 +26,7 @@ from ..textinv_core.training.settings import (
     TrainSettings,
 )
 from ..textinv_core.training.training import Step
+from .routes import finishable
 from .types import CATEGORY, EmbeddingType, ShuffleType, sentence, setting
 
 
@@ -173,9 +174,12 @@ class TextInvTrainEmbedding(io.ComfyNode):
             shuffle=given.get("shuffle"),
             preview=preview if preview.steps else None,
         )
-        with closing(events):
+        with ExitStack() as stack:
+            stack.enter_context(closing(events))
             for event in events:
                 match event:
+                    case Started():
+                        stack.enter_context(finishable(cls.hidden.unique_id, event.finish))
                     case Step():
                         bar.update_absolute(event.step, event.last_step)
                         PromptServer.instance.send_progress_text(str(event), cls.hidden.unique_id)
@@ -183,6 +187,8 @@ class TextInvTrainEmbedding(io.ComfyNode):
                         outputs["previews"] = event.pictures
                     case Ended():
                         outputs |= {"embedding": event.learnt, "loss": {"loss": event.losses}}
+                        if event.verdict is not None:
+                            PromptServer.instance.send_progress_text(event.verdict.text, cls.hidden.unique_id)
         return io.NodeOutput(outputs["embedding"], outputs["loss"], outputs.get("previews", pictures[0].pixels[None]))
 
 

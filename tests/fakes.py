@@ -242,11 +242,11 @@ class FakeHost(Host):
         return {key: FakeEncoder(width) for key, width in WIDTHS.items()}
 
     def _encoded(self, embedding: Embedding) -> list[Tensor]:
-        return [*embedding.vectors.values()]
+        return [embedding.vectors[key] for key in WIDTHS]
 
     def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
         self.did.append(f"read {file.name}")
-        return [*load_embedding(file).vectors.values()]
+        return self._encoded(load_embedding(file))
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
         self.did.append("encode")

@@ -51,9 +51,12 @@ def test_what_is_ignored_stays_so():
 CTRL_C = """
 import time
 def pressed(): signal.raise_signal(signal.SIGINT)
+def finish():
+    print("finish")
+    return {can}
 before = signal.getsignal(signal.SIGINT)
 try:
-    with process.heeding_the_first(lambda: print("finish"), "The last one."):
+    with process.heeding_the_first(finish, "The last one."):
         pressed(); pressed(); print("on")
         if {again}:
             time.sleep({wait}); pressed(); print("never")
@@ -64,18 +67,25 @@ print(signal.getsignal(signal.SIGINT) is before)
 
 
 @ON_POSIX
-@pytest.mark.parametrize(("again", "printed"), [(False, "finish on True"), (True, "finish on stopped True")])
-def test_the_first_ctrl_c_finishes_and_the_next_stops(again, printed):
+@pytest.mark.parametrize(
+    ("can", "again", "printed", "said"),
+    [
+        (True, False, "finish on True", "The last one."),
+        (True, True, "finish on stopped True", "The last one."),
+        (False, False, "finish stopped True", ""),
+    ],
+)
+def test_the_first_ctrl_c_finishes_what_can_be_and_the_next_stops(can, again, printed, said):
     """What comes twice at once is one: wrappers pass it on to those who have it already."""
-    code = CTRL_C.format(again=again, wait=process.ONE_PRESS + 0.1)
+    code = CTRL_C.format(can=can, again=again, wait=process.ONE_PRESS + 0.1)
     done = run(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    assert (done.stdout.decode().split(), done.stderr) == (printed.split(), b"\nThe last one.\n")
+    assert (done.stdout.decode().split(), done.stderr.decode()) == (printed.split(), said)
 
 
 @ON_POSIX
 def test_ctrl_c_that_is_ignored_finishes_nothing():
     ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
-    assert run(CTRL_C.format(again=False, wait=0), before=ignored).stdout.split() == [b"on", b"True"]
+    assert run(CTRL_C.format(can=True, again=False, wait=0), before=ignored).stdout.split() == [b"on", b"True"]
 
 
 @ON_POSIX
@@ -86,7 +96,7 @@ import threading, time
 def press():
     for _ in range(20):
         time.sleep(0.02); os.kill(os.getpid(), signal.SIGINT)
-with process.heeding_the_first(lambda: None, "The last one."):
+with process.heeding_the_first(lambda: True, "The last one."):
     thread = threading.Thread(target=press); thread.start()
     while thread.is_alive():
         print("x" * 100, file=sys.stderr, flush=True)

@@ -46,7 +46,8 @@ def test_what_happens_in_order(tmp_path):
     told = events(tmp_path, host, preview=Preview())
     assert [type(event) for event in told] == [Started, Step, Step, Saved, Step, Previewed, Ended]
     # Sampling comes when the host has its model back.
-    assert host.did[:3] == ["encode", "load", "unload"] and host.did[3].startswith("sample") and len(host.did) == 4
+    assert host.did[:4] == ["encode", "load", "unload", "read cat-3.safetensors"]
+    assert host.did[4].startswith("sample") and len(host.did) == 5
 
 
 def test_it_learns_what_the_training_alone_would(tmp_path):
@@ -83,6 +84,8 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
     assert {*digests} == {"embedding", "pictures", "captions", "masks", *FakeHost().identities()}
     assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests.values())
     assert re.fullmatch("[0-9a-f]{32}", written.pop("identity"))
+    result = written.pop("result")
+    assert "hardly moved" in result["text"] and result["is_read"] is True
     assert written == {
         "template": ["[name], [filewords]"],
         "steps": 2,
@@ -146,6 +149,42 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
 # The preview
 
 
+# Whether anything was learnt
+
+
+def test_the_result_is_judged_in_the_log_the_folder_and_at_the_end(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "textinv")
+    started, *_, ended = events(tmp_path, told=settings(4, learning_rate="0.5"))
+    learnt, start = ended.learnt.vectors["clip_l"], started.embedding.vectors["clip_l"]
+    moved = ended.verdict.vectors["clip_l"]
+    assert moved.distance == pytest.approx(float((learnt - start).norm(dim=1).mean()))
+    assert ended.verdict.is_good and ended.verdict.is_read
+    assert f"cat, step 4: {ended.verdict.text}" in caplog.text
+    assert started.folder.settings()["result"] == json.loads(json.dumps(ended.verdict.facts()))
+    # And once more when the run is asked for again; not of an earlier step.
+    assert events(tmp_path, told=settings(4, learning_rate="0.5"))[-1].verdict == ended.verdict
+    assert events(tmp_path, told=settings(2, learning_rate="0.5"))[-1].verdict is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "is_read"),
+    [
+        (Interrupted(), "looking at the result was cancelled", None),
+        (RuntimeError("no kernel"), "looking at the result failed", None),
+        (UserError("it is no embedding"), "cannot be read back: it is no embedding", False),
+        (OSError("no room"), "could not be tried: no room", None),
+    ],
+)
+def test_a_result_that_cannot_be_looked_at_is_kept(tmp_path, error, said, is_read, caplog):
+    class Host(FakeHost):
+        def _encoded_from(self, file, embedding):
+            raise error
+
+    *_, ended = events(tmp_path, Host())
+    assert ended.learnt.step == 3 and said in caplog.text
+    assert (ended.verdict and ended.verdict.is_read) == is_read
+
+
 def test_a_preview_shows_what_was_learnt(tmp_path):
     host = FakeHost()
     started, *_, previewed, _ = events(tmp_path, host, told=settings(seed=9), preview=Preview("two [name]", 7))
@@ -178,7 +217,7 @@ def test_a_preview_has_the_memory_of_the_training(tmp_path, monkeypatch):
 def test_no_preview_is_made_unasked(tmp_path):
     host = FakeHost()
     told = events(tmp_path, host)
-    assert Previewed not in map(type, told) and len(host.did) == 3
+    assert Previewed not in map(type, told) and not [did for did in host.did if did.startswith("sample")]
 
 
 @pytest.mark.parametrize(

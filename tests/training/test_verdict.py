@@ -30,6 +30,7 @@ def test_what_was_learnt_is_said_in_the_words_own_norm():
     assert "gives exactly the conditioning" in learnt.text
     facts = json.loads(json.dumps(learnt.facts(), allow_nan=False))
     assert facts["fixed_loss"] == [0.2, 0.15] and facts["is_read"] is True
+    assert Verdict.read(facts) == learnt
     assert facts["vectors"]["clip_g"] == pytest.approx({"distance": 4, "norm": 6, "still": 0, "word_norm": 2})
 
 
@@ -67,3 +68,8 @@ def test_what_was_not_tried_is_not_said():
     short = said(after(lambda rows: -rows, *WORDS))
     assert short.is_good and "loss" not in short.text and "file" not in short.text
     assert short.facts()["fixed_loss"] is None and short.facts()["is_read"] is None
+
+
+@pytest.mark.parametrize("facts", [None, [], {}, {"vectors": {"clip_l": 3}}, {"vectors": {}, "text": "short"}])
+def test_what_is_no_verdict_is_none(facts):
+    assert Verdict.read(facts) is None

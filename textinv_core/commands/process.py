@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from ..signals import SIGNALS
 
-# Wrappers and launchers pass on a Ctrl-C that the terminal has sent to their children as well: what comes within so
-# many seconds was one.
-ONE_PRESS = 1.0
+# Wrappers and launchers pass on a Ctrl-C to children that have it from the terminal already: what comes within so many
+# seconds was one.
+ONE_PRESS = 0.5
 
 
 class Signalled(KeyboardInterrupt):
@@ -48,9 +48,9 @@ def heed_signals() -> None:
 
 
 @contextmanager
-def heeding_the_first(finish: Callable[[], None], said: str) -> Iterator[None]:
-    """For the length of the block the first Ctrl-C calls `finish` and says so on stderr; from the second on it ends
-    the process as before. Nothing where it is ignored.
+def heeding_the_first(finish: Callable[[], bool], said: str) -> Iterator[None]:
+    """For the length of the block the first Ctrl-C calls `finish` and, where that returns True, says so on stderr;
+    where it returns False, and from the second one on, it does what it does outside. Nothing where it is ignored.
 
     finish: called in the midst of anything else this thread does. To be called from the main thread.
     """
@@ -61,13 +61,15 @@ def heeding_the_first(finish: Callable[[], None], said: str) -> Iterator[None]:
     first: list[float] = []
 
     def heed(number: int, frame: FrameType | None) -> None:
-        if first and time.monotonic() - first[0] > ONE_PRESS:
+        now = time.monotonic()
+        if first and now - first[0] <= ONE_PRESS:
+            return
+        if first or not finish():
             before(number, frame)
-        elif not first:
-            first.append(time.monotonic())
-            finish()
-            with suppress(OSError):  # past the stream, in which this thread may be writing right now
-                os.write(2, f"\n{said}\n".encode())
+            return
+        first.append(now)
+        with suppress(OSError):  # past the stream, in which this thread may be writing right now
+            os.write(2, said.encode())
 
     signal.signal(signal.SIGINT, heed)
     try:

@@ -122,7 +122,7 @@ def learn(
                         yield event
         assert ended is not None
         del model, training  # what they hold of the device's memory is for the preview now
-        if folder is not None and ended.learnt is not None:
+        if folder is not None:
             ended = replace(ended, verdict=_judged(host, learnable.embedding, ended))
         if preview is not None and folder is not None:
             prompt = learnable.prompt(preview.line or settings.template[0], examples[0])
@@ -170,8 +170,11 @@ def _told(
 def _judged(
     host: Host, before: Embedding, ended: Ended, fixed_loss: tuple[float, float] | None = None
 ) -> Verdict | None:
-    """What to think of the result, said in the log; None, and a line there, where looking at it goes wrong."""
-    name, learnt = before.name, ended.learnt
+    """What to think of the result, said in the log; None where there is none, and, with a line there, where looking at
+    it goes wrong."""
+    learnt = ended.learnt
+    if learnt is None:
+        return None
     try:
         judged = verdict(before, learnt, host.word_norms(), fixed_loss, _read_back(host, learnt, ended.path))
     except host.interrupts:
@@ -180,7 +183,10 @@ def _judged(
     except Exception:  # whatever the text encoders raise, hours of training do not depend on it
         log.exception("textinv: looking at the result failed; what was learnt is kept.")
         return None
-    log.log(logging.INFO if judged.is_good else logging.WARNING, f"textinv: {name}, step {learnt.step}: {judged.text}")
+    log.log(
+        logging.INFO if judged.is_good else logging.WARNING,
+        f"textinv: {before.name}, step {learnt.step}: {judged.text}",
+    )
     return judged
 
 

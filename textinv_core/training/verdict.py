@@ -56,7 +56,8 @@ class Verdict:
         """What `facts` has said in a file; None for anything else."""
         try:
             vectors = {key: Moved(**moved) for key, moved in facts["vectors"].items()}
-            return cls(**{**facts, "vectors": vectors})
+            fixed_loss = facts["fixed_loss"] and tuple(facts["fixed_loss"])
+            return cls(**{**facts, "vectors": vectors, "fixed_loss": fixed_loss})
         except (TypeError, KeyError, AttributeError):
             return None
 
