@@ -14,6 +14,7 @@ from torch import Tensor
 from textinv_core.embedding import Embedding
 from textinv_core.formats import load_embedding
 from textinv_core.hosts.base import Encoder, Host, Lookup
+from textinv_core.hosts.marks import mark
 from textinv_core.noise import NoiseSchedule
 from textinv_core.picture import Picture
 from textinv_core.shuffle import ShuffleConfig
@@ -270,8 +271,8 @@ class FakeHost(Host):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         yield "weight", torch.ones(3)
 
-    def patches(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(())
+    def identities(self) -> dict[str, str]:
+        return {part: mark(part) for part in ("model", "clip", "vae")}
 
 
 def fake_pictures(n: int = 3, height: int = 16, width: int = 24) -> list[Picture]:

@@ -77,12 +77,25 @@ def test_other_wrappers_of_the_network_take_part(patched):
     assert patched["wrapped"] == {"on the model": 2, "in its options": 2}
 
 
-def test_patches_tell_models_apart_and_leave_the_base_model_the_same(patched):
-    different, same = patched["marks"]["different"], patched["marks"]["same"]
-    identities = {name: identity for name, (_, identity) in different.items()}
+def test_all_that_trains_otherwise_has_another_identity(patched):
+    marks = patched["marks"]
+    identities = {name: tuple(each.values()) for name, each in marks["different"].items()}
     assert len(set(identities.values())) == len(identities), identities
-    assert {name: identity for name, (_, identity) in same.items()} == dict.fromkeys(same, identities["patched"])
-    assert len({fingerprint for fingerprint, _ in [*different.values(), *same.values()]}) == 1
+    for wherever in marks["same"]:
+        assert wherever == {name: marks["different"][name] for name in wherever}
+    assert len(marks["prints"]) == 1  # with all that is patched on it, the base model is the same
+
+
+def test_what_differs_is_named(patched):
+    found = patched["marks"]["different"]
+
+    def differing(name):
+        return [part for part, mark in found[name].items() if mark != found["plain"][part]]
+
+    assert differing("patched") == ["model", "clip"]
+    assert differing("FreeU") == differing("in the UNet alone") == differing("fp16") == ["model"]
+    assert differing("skip 2") == differing("style") == ["clip"]
+    assert differing("another VAE") == ["vae"]
 
 
 def test_an_interrupt_is_heard_between_accumulated_batches(patched):

@@ -536,3 +536,49 @@ def test_a_damaged_file_is_no_conditioning(sd, tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match="my-dog"):
         sd.read_back(learnt, file)
+
+
+# Which model it is
+
+
+def test_all_that_trains_otherwise_has_another_identity(folders):
+    def read(kind="sd", **more):
+        return load(folders[kind], **more)
+
+    def edited(part, kind="sd"):
+        host = read(kind)
+        with torch.no_grad():
+            [*getattr(host.pipe, part).parameters()][-1].mul_(1.01)
+        return host
+
+    def knowing(seed):
+        host = read()
+        return host.knowing([Embedding("style", vectors(host, seed=seed))])
+
+    plain = read().identities()
+    assert plain == read().identities()
+    assert [*plain] == ["model", "clip", "vae"]
+    changed = {
+        "prediction": (read("sd_v"), {"model"}),
+        "half": (read(dtype=torch.float16), {"model", "clip"}),
+        "unet": (edited("unet"), {"model"}),
+        "text": (edited("text_encoder"), {"clip"}),
+        "vae": (edited("vae"), {"vae"}),
+        "style": (knowing(1), {"clip"}),
+        "other style": (knowing(2), {"clip"}),
+    }
+    marks = {name: host.identities() for name, (host, _) in changed.items()}
+    for name, (_, parts) in changed.items():
+        assert {part for part in plain if marks[name][part] != plain[part]} == parts, name
+    assert marks["style"] != marks["other style"]
+    sdxl = read("sdxl").identities()
+    assert edited("text_encoder_2", "sdxl").identities() | {"clip": ""} == sdxl | {"clip": ""}
+    assert edited("text_encoder_2", "sdxl").identities() != sdxl
+
+
+def test_nothing_but_the_model_counts_for_its_identity(sd):
+    before = sd.identities()
+    with sd.trainable(LATENT, 1):
+        assert sd.identities() == before
+    sd.sample(["a"], [1], LATENT.shape, Sampling(2))
+    assert sd.identities() == before

@@ -50,9 +50,18 @@ def test_what_does_not_decide_is_the_same_run():
     assert identity(given(**changed_pictures(name="else"))) == identity(given())
 
 
-def test_another_model_is_another_run():
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("model", "the model, or what is patched on it changed"),
+        ("clip", "the text encoders, or what is patched on them changed"),
+        ("vae", "the VAE changed"),
+    ],
+)
+def test_another_model_is_another_run(part, said):
     class Other(FakeHost):
-        def weights(self):
-            yield "weight", torch.zeros(3)
+        def identities(self):
+            return {**super().identities(), part: "another"}
 
-    assert differences(given(host=Other()), given()) == ["the model, or what is patched on it changed"]
+    assert identity(given(host=Other())) != identity(given())
+    assert differences(given(host=Other()), given()) == [said]

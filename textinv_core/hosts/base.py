@@ -308,29 +308,21 @@ class Host(ABC):
         """The diffusion model's weights by name, without the patches on them."""
 
     @abstractmethod
-    def patches(self) -> Iterator[tuple[str, Tensor]]:
-        """What changes these weights, and the text encoders', as they are used."""
+    def identities(self) -> dict[str, str]:
+        """16 hex digits each (`marks.mark`) for "model", "clip" and, where there is one, "vae", that tell them, patched
+        as they are, from any that train otherwise.
+
+        The same after the program was started again, and wherever weights are now; nothing is loaded for it.
+        """
 
     def fingerprint(self) -> str:
         """16 hex digits that tell base models apart: with any LoRA on it, a model is the same one."""
-        return _digest(self.weights())
-
-    def identity(self) -> str:
-        """16 hex digits that tell this model, patched as it is, from another."""
-        return _digest([*self.weights(), *self.patches()])
-
-    def identities(self) -> dict[str, str]:
-        return {"model": self.identity()}
+        digest = hashlib.sha256()
+        for name, tensor in self.weights():
+            digest.update(f"{name}{list(tensor.shape)}".encode())
+            digest.update(tensor.detach().flatten()[:8].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def facts(self) -> dict[str, str]:
         """What an embedding's metadata says of the model it was trained on."""
         return {"textinv.base_model": self.fingerprint()}
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of every tensor's name, shape and first values."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

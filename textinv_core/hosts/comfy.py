@@ -1,4 +1,5 @@
-"""Training on the MODEL, CLIP and VAE objects of a ComfyUI graph, as they are. The only module that imports `comfy`.
+"""Training on the MODEL, CLIP and VAE objects of a ComfyUI graph, as they are. The only module that imports `comfy`,
+with `comfy_parts`.
 
 The host's own code does everything it can do: parsing prompts and their weights, windows of 75 tokens, clip skip,
 what a family conditions on besides text, its noise schedule and prediction type.
@@ -8,7 +9,7 @@ import copy
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,7 +19,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.ops
-import comfy.patcher_extension
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
@@ -34,6 +34,7 @@ from ..noise import NoiseSchedule
 from ..prompts import EMBEDDING, read_name
 from .autograd import replaced_method, storages, tolerating_inplace
 from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
+from .comfy_parts import identities, transformer_options
 from .precision import dtype_of
 
 # Attentions of the host that cannot be trained through: gradients end there, or it fails.
@@ -220,12 +221,7 @@ class ComfyModel(TrainableModel):
     @cached_property
     def _transformer_options(self) -> dict[str, Any]:
         """What the network is told besides; the conditions and noise levels of a batch come on top."""
-        options = dict(self._model.model_options.get("transformer_options", {}))
-        # As the host merges them: those that hang on the model, and those that came with the options.
-        wrappers = comfy.patcher_extension.merge_nested_dicts(options.get("wrappers", {}), self._model.wrappers)
-        # EasyCache skips steps of the sampler, of which there are none here.
-        wrappers.get(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, {}).pop("easycache", None)
-        options["wrappers"] = wrappers
+        options = transformer_options(self._model)
         options.setdefault("optimized_attention_override", differentiable_attention)
         return options
 
@@ -411,21 +407,5 @@ class ComfyHost(Host):
         for name, weight in self._model.model.diffusion_model.named_parameters(prefix="diffusion_model"):
             yield name, self._model.backup[name].weight if name in self._model.backup else weight
 
-    def patches(self) -> Iterator[tuple[str, Tensor]]:
-        for patcher in (self._model, self._clip.patcher):
-            for name, of_weight in patcher.patches.items():
-                for strength, patch, of_model, *_ in of_weight:
-                    for tensor in _tensors(patch):
-                        yield f"{name} {strength} {of_model}", tensor
-            for name, value in patcher.object_patches.items():  # another noise schedule, for example
-                yield f"{name} {value if isinstance(value, torch.dtype) else type(value).__name__}", torch.empty(0)
-                if isinstance(value, nn.Module):
-                    yield from [*value.named_parameters(name), *value.named_buffers(name)]
-
-
-def _tensors(patch: Any) -> Iterable[Tensor]:
-    """The tensors in a patch: in tuples, lists, and the adapters that keep them as `weights`."""
-    if isinstance(patch, Tensor):
-        return [patch]
-    parts = getattr(patch, "weights", patch)
-    return [tensor for part in parts for tensor in _tensors(part)] if isinstance(parts, tuple | list) else []
+    def identities(self) -> dict[str, str]:
+        return identities(self._clip, self._model, self._vae, self._dtype)

@@ -28,6 +28,7 @@ from ..noise import NoiseSchedule
 from . import pipelines
 from .autograd import replaced_method
 from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
+from .marks import mark
 from .tokens import Token, tokens, windows
 
 log = logging.getLogger("textinv")
@@ -247,6 +248,11 @@ def _windows(encoder: PipelineEncoder, group: list[Token], is_sdxl: bool) -> Ten
     return _run(encoder, encoder.windows([group]), is_sdxl)[0].float()
 
 
+def _told(module: Any) -> dict[str, Any]:
+    """The configuration of a part of a pipeline, without what diffusers notes there for itself."""
+    return {name: value for name, value in module.config.items() if not name.startswith("_")}
+
+
 class PipelineHost(Host):
     """A pipeline as `pipelines.load` reads it.
 
@@ -399,10 +405,17 @@ class PipelineHost(Host):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         return self.pipe.unet.named_parameters(prefix="unet")
 
-    def patches(self) -> Iterator[tuple[str, Tensor]]:
-        for name, embedding in self._known.embeddings.items():
-            for key, rows in embedding.vectors.items():
-                yield f"embedding {name} {key}", rows
+    def identities(self) -> dict[str, str]:
+        pipe = self.pipe
+        scheduler = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
+        models = {key: encoder.model for key, encoder in self.encoders.items()}
+        texts = {key: [each, each.config.hidden_act, each.config.num_attention_heads] for key, each in models.items()}
+        known = {name: embedding.vectors for name, embedding in self._known.embeddings.items()}
+        return {
+            "model": mark([pipe.unet, _told(pipe.unet), scheduler]),
+            "clip": mark([texts, known]),
+            "vae": mark([pipe.vae, _told(pipe.vae)]),
+        }
 
     def facts(self) -> dict[str, str]:
         return super().facts() | ({"textinv.sd_checkpoint_name": self._name} if self._name else {})

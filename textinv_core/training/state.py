@@ -39,7 +39,7 @@ def read_state(path: Path) -> dict[str, Any]:
         if facts["format"] != FORMAT or facts["digest"] != _digest(facts["tree"], tensors):
             raise ValueError("what it says of itself is not so")
         return _unpacked(json.loads(facts["tree"]), tensors)
-    except (SafetensorError, UserError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, UserError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise Damaged(f"The state in {str(path)!r} is damaged: {error}.") from None
 
 

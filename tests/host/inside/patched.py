@@ -3,6 +3,7 @@
 patched.py WORLD: the toy world's folder.
 """
 
+import copy
 import json
 import logging
 import sys
@@ -18,8 +19,11 @@ import comfy.model_management as management  # noqa: E402
 import comfy.patcher_extension as extension  # noqa: E402
 import comfy.sd  # noqa: E402
 import toyworld  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode  # noqa: E402
+from comfy_extras.nodes_freelunch import FreeU, FreeU_V2  # noqa: E402
 from comfy_extras.nodes_model_advanced import ModelComputeDtype, ModelSamplingDiscrete  # noqa: E402
+from textinv.textinv_core.embedding import Embedding  # noqa: E402
 from textinv.textinv_core.hosts.base import Sampling  # noqa: E402
 from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
 from textinv.textinv_core.training.examples import Example  # noqa: E402
@@ -66,47 +70,137 @@ def cached(node, model, clip, vae):
     }
 
 
-def with_lora(model, clip, strength_model, strength_clip, seed=0):
-    """The two patched with random matrices of rank 2, on a weight of each."""
+def lora(model, clip, seed):
+    """Random matrices of rank 2, for a weight of each."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, root in ((IN_UNET, model.model), (IN_TEXT, clip.cond_stage_model)):
         rows, columns = root.get_parameter(f"{name.removeprefix('text_encoders.')}.weight").shape
         weights[f"{name}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
         weights[f"{name}.lora_down.weight"] = torch.randn(2, columns, generator=generator)
-    return comfy.sd.load_lora_for_models(model, clip, weights, strength_model, strength_clip)
+    return weights
+
+
+def with_lora(model, clip, strength_model, strength_clip, seed=0):
+    return comfy.sd.load_lora_for_models(model, clip, lora(model, clip, seed), strength_model, strength_clip)
+
+
+def bypassed(model, clip, strength):
+    """As `with_lora`, computed beside the weights."""
+    return comfy.sd.load_bypass_lora_for_models(model, clip, lora(model, clip, 0), strength, strength)
+
+
+def skipping(clip, layer):
+    clip = clip.clone()
+    clip.clip_layer(layer)
+    return clip
+
+
+def with_option(clip):
+    clip = clip.clone()
+    clip.set_tokenizer_option("min_length", 12)
+    return clip
+
+
+def other_vae(vae):
+    """A copy whose weights differ a little."""
+    other = copy.copy(vae)
+    other.first_stage_model = copy.deepcopy(vae.first_stage_model)
+    other.patcher = ModelPatcher(other.first_stage_model, vae.patcher.load_device, vae.patcher.offload_device)
+    with torch.inference_mode():
+        next(other.first_stage_model.parameters()).mul_(1.01)
+    return other
+
+
+def scaled(model, by):
+    """With a function around the network that holds a number."""
+    model = model.clone()
+
+    def wrap(apply_model, arguments):
+        return by * apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    model.set_model_unet_function_wrapper(wrap)
+    return model
+
+
+def hosts(model, clip, vae):
+    """What trains otherwise than any other here, by name."""
+    patched, weaker = with_lora(model, clip, 1.0, 1.0), with_lora(model, clip, 0.5, 1.0)
+
+    def sampling(kind, zsnr):
+        return ModelSamplingDiscrete().patch(model, kind, zsnr)[0]
+
+    def free(node, *values):
+        return node.execute(model, *values).args[0]
+
+    with torch.inference_mode(False):
+        words = Embedding("style", {"clip_l": torch.ones(2, ComfyHost(clip).widths["clip_l"])})
+        others = Embedding("style", {"clip_l": -words.vectors["clip_l"]})
+    return {
+        "plain": ComfyHost(clip, model, vae),
+        "patched": ComfyHost(patched[1], patched[0], vae),
+        "weaker": ComfyHost(weaker[1], weaker[0], vae),
+        "in the text encoder alone": ComfyHost(patched[1], model, vae),
+        "in the UNet alone": ComfyHost(clip, patched[0], vae),
+        "another": ComfyHost(*with_lora(model, clip, 1.0, 1.0, seed=1)[::-1], vae),
+        "on top of the other": ComfyHost(*with_lora(*patched, 1.0, 1.0, seed=1)[::-1], vae),
+        "bypassed": ComfyHost(*bypassed(model, clip, 1.0)[::-1], vae),
+        "bypassed, weaker": ComfyHost(*bypassed(model, clip, 0.5)[::-1], vae),
+        "eps": ComfyHost(clip, sampling("eps", False), vae),
+        "eps, zsnr": ComfyHost(clip, sampling("eps", True), vae),
+        "v": ComfyHost(clip, sampling("v_prediction", False), vae),
+        "bf16": ComfyHost(clip, ModelComputeDtype().patch(model, "bf16")[0], vae),
+        "FreeU": ComfyHost(clip, free(FreeU, 1.1, 1.2, 0.9, 0.2), vae),
+        "FreeU, stronger": ComfyHost(clip, free(FreeU, 1.1, 1.2, 0.9, 0.3), vae),
+        "FreeU 2": ComfyHost(clip, free(FreeU_V2, 1.1, 1.2, 0.9, 0.2), vae),
+        "doubled": ComfyHost(clip, scaled(model, 2.0), vae),
+        "tripled": ComfyHost(clip, scaled(model, 3.0), vae),
+        "skip 1": ComfyHost(skipping(clip, -1), model, vae),
+        "skip 2": ComfyHost(skipping(clip, -2), model, vae),
+        "tokenizer option": ComfyHost(with_option(clip), model, vae),
+        "style": ComfyHost(ComfyHost(clip).apply(words), model, vae),
+        "other style": ComfyHost(ComfyHost(clip).apply(others), model, vae),
+        "another VAE": ComfyHost(clip, model, other_vae(vae)),
+        "fp16": ComfyHost(clip, model, vae, precision="fp16"),
+    }
 
 
 def marks():
-    """(fingerprint, identity) of models that differ in their patches, or only in where their weights are now."""
-    model, clip, _ = toyworld.load(world)
-    patched = with_lora(model, clip, 1.0, 1.0)
-    hosts = {
-        "plain": ComfyHost(clip, model),
-        "patched": ComfyHost(patched[1], patched[0]),
-        "weaker": ComfyHost(*with_lora(model, clip, 0.5, 1.0)[::-1]),
-        "in the text encoder alone": ComfyHost(*with_lora(model, clip, 0.0, 1.0)[::-1]),
-        "in the UNet alone": ComfyHost(*with_lora(model, clip, 1.0, 0.0)[::-1]),
-        "another": ComfyHost(*with_lora(model, clip, 1.0, 1.0, seed=1)[::-1]),
-        "another prediction": ComfyHost(
-            patched[1], ModelSamplingDiscrete().patch(patched[0], "v_prediction", False)[0]
-        ),
-        "another precision": ComfyHost(patched[1], ModelComputeDtype().patch(patched[0], "bf16")[0]),
-        "on top of the other": ComfyHost(*with_lora(*patched, 1.0, 1.0, seed=1)[::-1]),
-    }
-    different = {name: (host.fingerprint(), host.identity()) for name, host in hosts.items()}
-    again, clip_again, _ = toyworld.load(world)
-    same = {"loaded again": ComfyHost(*with_lora(again, clip_again, 1.0, 1.0)[::-1])}
-    same = {name: (host.fingerprint(), host.identity()) for name, host in same.items()}
-    latent = torch.zeros(4, 8, 8)
-    for precision in ("auto", "bf16"):
-        host = ComfyHost(patched[1], patched[0], precision=precision)
+    """Identities of models that train otherwise than each other, or that differ in nothing that counts."""
+    model, clip, vae = toyworld.load(world)
+    different = hosts(model, clip, vae)
+    found = {name: host.identities() for name, host in different.items()}
+    prints = {name: host.fingerprint() for name, host in different.items()}
+    latent, same = torch.zeros(4, 8, 8), {}
+
+    def look(where):
+        same[where] = {name: different[name].identities() for name in ("plain", "patched", "bypassed", "FreeU", "eps")}
+        prints[where] = different["patched"].fingerprint()
+
+    for name, precision in (("patched", "auto"), ("patched", "bf16"), ("bypassed", "auto"), ("eps", "auto")):
+        host = ComfyHost(different[name]._clip, different[name]._model, vae, precision=precision)
         with host.trainable(latent, 1):  # the patches are on the weights now
-            same[f"in training, {precision}"] = host.fingerprint(), host.identity()
-        same[f"after training, {precision}"] = host.fingerprint(), host.identity()
-    with ComfyHost(clip, model).trainable(latent, 1):  # another's weights are
-        same["while another is trained on"] = hosts["patched"].fingerprint(), hosts["patched"].identity()
-    return {"different": different, "same": same}
+            look(f"in training, {name} {precision}")
+        look(f"after training, {name} {precision}")
+    different["FreeU"].sample(["hat"], [1], latent.shape, Sampling(2))
+    look("after sampling")
+    management.unload_all_models()
+    look("unloaded")
+    same["sampling otherwise"] = {"plain": ComfyHost(clip, sampled_otherwise(model), vae).identities()}
+    again = hosts(*toyworld.load(world))
+    return {
+        "different": found,
+        "same": [*same.values(), {name: host.identities() for name, host in again.items()}],
+        "prints": [*{*prints.values()}],
+    }
+
+
+def sampled_otherwise(model):
+    """With what only changes how pictures are generated."""
+    model = EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args[0].clone()
+    model.set_model_sampler_post_cfg_function(lambda arguments: arguments["denoised"])
+    model.add_wrapper(extension.WrappersMP.OUTER_SAMPLE, lambda executor, *args, **kwargs: executor(*args, **kwargs))
+    return model
 
 
 def batches_until_interrupt(model, clip):

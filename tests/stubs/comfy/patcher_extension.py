@@ -7,4 +7,9 @@ def merge_nested_dicts(dict1: dict[Any, Any], dict2: dict[Any, Any]) -> dict[Any
 
 
 class WrappersMP:
+    OUTER_SAMPLE: str = "outer_sample"
+    PREPARE_SAMPLING: str = "prepare_sampling"
+    SAMPLER_SAMPLE: str = "sampler_sample"
+    PREDICT_NOISE: str = "predict_noise"
+    CALC_COND_BATCH: str = "calc_cond_batch"
     DIFFUSION_MODEL: str = "diffusion_model"

@@ -1,0 +1,11 @@
+"""What changes a model for some prompts, or for a while."""
+
+
+class HookKeyframe:
+    strength: float
+    start_percent: float
+    guarantee_steps: int
+
+
+class HookKeyframeGroup:
+    keyframes: list[HookKeyframe]
