@@ -49,6 +49,7 @@ class Lesson:
     settings: Mapping[str, Any] = field(default_factory=dict)
     shuffle: Mapping[str, Any] = field(default_factory=dict)
     looks: tuple[int, ...] = (200,)
+    evaluate_every: int = 0  # also take the fixed loss, before the first step and every so many; 0 for never
     pictures: int = 8  # to judge by at each look, and as many with changes
     halves: bool = False  # also judge the first and the last half of the vectors, by half as many pictures
 
@@ -166,23 +167,40 @@ def _settings(lesson: Lesson) -> TrainSettings:
 
 
 def teach(lesson: Lesson) -> list[dict[str, Any]]:
-    """Train as the lesson says. A look: step, seconds of training until then, mean loss, and `judge`'s."""
+    """Train as the lesson says. A look: step, seconds of training until then, mean loss and the fixed losses since the
+    one before, and `judge`'s.
+
+    evaluated: [step, fixed loss, mean loss since the one before or None for the start], and evaluating: the seconds
+    they took, which are not among the others.
+    """
     settings = _settings(lesson)
     learnt_from = examples(lesson)
     start = model().create_embedding(NAME, lesson.init_text, lesson.vectors)
     learnable = LearnableEmbedding(start, ShuffleConfig(**lesson.shuffle))
-    looks, losses, seconds, since = [], [], 0.0, time.perf_counter()
+    every = lesson.evaluate_every
+    looks, losses, evaluated, seconds, evaluating = [], [], [], 0.0, 0.0
     with model().trainable(learnt_from[0].latent, settings.batch_size) as trainable:
-        for step in Training(trainable, learnt_from, learnable, settings).steps():
+        training = Training(trainable, learnt_from, learnable, settings)
+        if every:
+            evaluated.append([0, training.evaluate().loss, None])
+        while not training.is_over:
+            since = time.perf_counter()
+            step = training.advance()
+            seconds += time.perf_counter() - since
             losses.append(step.loss)
+            if every and step.step % every == 0:
+                since = time.perf_counter()
+                evaluated.append([step.step, training.evaluate().loss, float(np.mean(losses[-every:]))])
+                evaluating += time.perf_counter() - since
             if step.step in lesson.looks:
-                seconds += time.perf_counter() - since
                 with torch.no_grad():
                     judged = judge(step.learnt, lesson, lesson.pictures)
                     if lesson.halves:
                         judged["halves"] = [judge(h, lesson, lesson.pictures // 2, 2000) for h in halves(step.learnt)]
-                looks.append({"step": step.step, "seconds": seconds, "loss": float(np.mean(losses)), **judged})
-                losses, since = [], time.perf_counter()
+                since_last = losses[looks[-1]["step"] if looks else 0 :]
+                look = {"step": step.step, "seconds": seconds, "loss": float(np.mean(since_last)), **judged}
+                looks.append(look | ({"evaluated": evaluated, "evaluating": evaluating} if every else {}))
+                evaluated, evaluating = [], 0.0
     return looks
 
 

@@ -19,6 +19,7 @@ from ..textinv_core.schedule import training_rates
 from ..textinv_core.training.learn import Preview, Previewed, Started, learn
 from ..textinv_core.training.run import Ended
 from ..textinv_core.training.settings import (
+    EARLY_STOP,
     GRADIENT_CHECKPOINTING,
     GRADIENT_CLIPPING,
     LOSS_WEIGHTING,
@@ -135,11 +136,19 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 ),
                 setting(io.Int, TrainSettings, "save_every", min=0, max=1_000_000, optional=True, advanced=True),
                 setting(io.Combo, TrainSettings, "resume", options=list(RESUME), optional=True, advanced=True),
+                setting(io.Int, TrainSettings, "evaluate_every", min=-1, max=1_000_000, optional=True, advanced=True),
+                setting(io.Int, TrainSettings, "held_out", min=0, max=1_000_000, optional=True, advanced=True),
+                setting(io.Combo, TrainSettings, "early_stop", options=list(EARLY_STOP), optional=True, advanced=True),
+                setting(io.Int, TrainSettings, "patience", min=1, max=1_000_000, optional=True, advanced=True),
             ],
             outputs=[
                 EmbeddingType.Output("embedding", tooltip="The trained embedding."),
                 io.LossMap.Output("loss", tooltip="The loss of every step, for Plot Loss Graph."),
                 io.Image.Output("previews", tooltip="A picture made with the trained embedding."),
+                EmbeddingType.Output(
+                    "best",
+                    tooltip="The embedding as it was when the fixed loss was lowest; the trained one without it.",
+                ),
             ],
         )
 
@@ -187,9 +196,11 @@ class TextInvTrainEmbedding(io.ComfyNode):
                         outputs["previews"] = event.pictures
                     case Ended():
                         outputs |= {"embedding": event.learnt, "loss": {"loss": event.losses}}
+                        outputs["best"] = event.best or event.learnt
                         if event.verdict is not None:
                             PromptServer.instance.send_progress_text(event.verdict.text, cls.hidden.unique_id)
-        return io.NodeOutput(outputs["embedding"], outputs["loss"], outputs.get("previews", pictures[0].pixels[None]))
+        previews = outputs.get("previews", pictures[0].pixels[None])
+        return io.NodeOutput(outputs["embedding"], outputs["loss"], previews, outputs["best"])
 
 
 def _settings(given: dict) -> TrainSettings:

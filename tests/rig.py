@@ -97,6 +97,10 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
     def get(self, path: str):
         """What is at `path`: parsed where it is JSON, bytes where it is not."""
         return self._request(path)
@@ -131,6 +135,10 @@ class Server:
 
     def interrupt(self):
         self._request("/interrupt", {})
+
+    def forget(self):
+        """Have it drop what nodes gave, and the models, before the next graph."""
+        self._request("/free", {"unload_models": True, "free_memory": True})
 
     def file(self, reference: dict) -> Path:
         """The file behind `{"filename", "subfolder", "type"}`, as outputs name theirs."""

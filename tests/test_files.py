@@ -1,8 +1,9 @@
 import os
+from pathlib import Path
 
 import pytest
 
-from textinv_core.files import numbered, readable_stem, write_atomically
+from textinv_core.files import numbered, readable_stem, sweep, write_atomically
 
 
 def test_writes_and_replaces(tmp_path):
@@ -85,3 +86,16 @@ def test_numbered_minds_files_of_other_suffixes(tmp_path):
 def test_any_name_is_text_that_can_be_written(name, text):
     assert readable_stem(os.fsdecode(name)) == text
     assert readable_stem(name.decode("ascii", "surrogateescape")) == text  # where the locale is C
+
+
+def test_what_a_killed_process_was_writing_is_swept_up(tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    write_atomically(tmp_path / "inside" / "kept", b"1")
+    (tmp_path / ".own.tmp").write_bytes(b"")
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as where it is killed before
+    monkeypatch.setattr(os, "replace", lambda *_: None)
+    write_atomically(tmp_path / "inside" / "lost", b"2")
+    monkeypatch.undo()
+    assert len([*(tmp_path / "inside").iterdir()]) == 2
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"kept", ".own.tmp"}

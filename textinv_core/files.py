@@ -28,6 +28,13 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed in `write_atomically` has left in `folder` and below; nobody may be writing
+    there."""
+    for path in folder.rglob(f".{'[0-9a-f]' * 32}.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def numbered(path: Path, suffixes: tuple[str, ...] = ()) -> Path:
     """`path`, or where there is such a file already, `<stem>_2`, `<stem>_3`, ... with the same suffix.
 

@@ -9,6 +9,7 @@ pytest.importorskip("diffusers")
 from benchmarks.crosstalk import confusion, crossed, of_halves
 from benchmarks.learning import cells
 from benchmarks.lessons import Lesson, accuracy
+from benchmarks.stopping import best, course, early, judged_best, last, lowest_training_loss, rank_correlation
 from benchmarks.tables import interval, percent, table, until
 from benchmarks.toyworld import world
 
@@ -99,3 +100,57 @@ def test_a_lesson_shows_what_is_to_be_learnt_and_asks_for_something_else(kind):
             assert lesson.own.get(part) != colour
         others = [part for part in ("hair", "eyes", "position") if part not in lesson.own]
         assert all(len({getattr(scene, part) for scene in scenes}) > 1 for part in others)
+
+
+# Stopping
+
+
+def went(fixed, single, right, start=1.0):
+    """Looks of a lesson evaluated at each, every 10 steps; right: of four pictures with one part, as 0 and 1."""
+    looks = []
+    for n, (f, s, pictures) in enumerate(zip(fixed, single, right, strict=True), 1):
+        judged = {"own": [0], "shown": [[1 - r] for r in pictures], "edited": pictures, "kept": pictures}
+        evaluated = [[0, start, None]] * (n == 1) + [[10 * n, f, s]]
+        looks.append({"step": 10 * n, "evaluated": evaluated, **judged})
+    return course(looks)
+
+
+def test_rules_take_the_step_they_go_by():
+    right = [[0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
+    one = went([0.5, 0.3, 0.4, 0.35], [0.4, 0.3, 0.35, 0.2], right)
+    assert one.fixed.tolist() == [1.0, 0.5, 0.3, 0.4, 0.35]
+    taken = {rule: rule(one) for rule in (last, best, lowest_training_loss, judged_best)}
+    assert {rule.__name__: each.step for rule, each in taken.items()} == {
+        "last": 40, "best": 20, "lowest_training_loss": 40, "judged_best": 25
+    }  # fmt: skip
+    assert taken[last].figures.tolist() == [0.75] * 3
+    assert taken[best].figures.tolist() == [0.5] * 3
+    # Pictures 0 and 2 are right from step 20 on, where 1 and 3 are wrong; these are right at step 30 alone.
+    assert taken[judged_best].figures.tolist() == [0.5] * 3
+    assert {each.end for each in taken.values()} == {40}
+
+
+def test_a_rule_that_stops_sees_nothing_after():
+    right = [[0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    one = went([0.5, 0.3, 0.4, 0.1], [0.4, 0.3, 0.35, 0.2], right)
+    stops = early(best, lambda losses: losses[-1] > min(losses))
+    assert (stops(one).step, stops(one).end) == (20, 30)
+    assert (early(last, lambda losses: False)(one).step, early(last, lambda losses: False)(one).end) == (40, 40)
+
+
+def test_figures_between_looks_are_interpolated():
+    wrong = {"own": [0], "shown": [[1]] * 2, "edited": [False] * 2, "kept": [0.0] * 2}
+    right = {"own": [0], "shown": [[0]] * 2, "edited": [True] * 2, "kept": [1.0] * 2}
+    first, *others = [[0, 1.0, None], [10, 0.5, 0.5], [20, 0.4, 0.5], [30, 0.4, 0.5], [40, 0.4, 0.5]]
+    one = course([
+        {"step": 10, "evaluated": [first, others[0]], **wrong},
+        {"step": 40, "evaluated": others[1:], **right},
+    ])  # fmt: skip
+    assert one.score.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_rank_correlation_is_of_ranks():
+    assert rank_correlation(np.array([1, 2, 3, 4]), np.array([0, 1, 10, 100])) == pytest.approx(1)
+    assert rank_correlation(np.array([1, 2, 3, 4]), np.array([5, 5, 5, 5])) == 0
+    # By hand: ranks 1, 2.5, 2.5, 4 and 2, 1, 3, 4.
+    assert rank_correlation(np.array([1, 2, 2, 4]), np.array([2, 1, 3, 9])) == pytest.approx(3 / (4.5 * 5) ** 0.5)

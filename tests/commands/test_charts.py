@@ -55,6 +55,16 @@ def test_any_number_of_losses_can_be_plotted(losses):
     assert loss_plot(losses, "cat", first_step=41).isfinite().all()
 
 
+def test_fixed_losses_are_a_line_of_their_own():
+    fixed = [(0, 2.0), (100, 1.0), (200, 0.5)]
+    picture = loss_plot([0.2] * 200, "cat", fixed=fixed)
+    rows, columns = where(picture, torch.tensor(charts.FIXED) / 255)
+    left, right = rows[columns < 100].float().mean(), rows[(columns > 860)].float().mean()
+    assert (440 - right) / (440 - left) == pytest.approx(0.25, abs=0.03)
+    alone = loss_plot([0.2] * 200, "cat", fixed=fixed[:1])  # of a training that was stopped before the next
+    assert not len(where(alone, torch.tensor(charts.FIXED) / 255)[0])
+
+
 def plain(*colours):
     return torch.stack([colour.expand(4, 4, 3) for colour in colours])
 

@@ -87,6 +87,19 @@ def test_with_json_every_line_is_a_fact(textinv, world, tmp_path):
     assert "step 3/3" in done.err  # the log, where there is no terminal for a progress bar
 
 
+def test_the_best_step_is_told_with_its_file(textinv, world, tmp_path):
+    told = ("--name", "cat", "--steps", 4, "--evaluate-every", 2, "--save-every", 0, "--held-out", 2)
+    done = textinv("train", *world.flags, *told, "--output", tmp_path, "--json")
+    assert [each["event"] for each in done.facts if each["event"] != "step"] == ["start", *["evaluated"] * 3, "done"]
+    assert done.event("start")["pictures"] == 6
+    found = {each["step"]: each["fixed_loss"] for each in done.facts if each["event"] == "evaluated"}
+    assert [*found] == [0, 2, 4]
+    best = min((2, 4), key=found.get)
+    end = done.event("done")
+    assert end["best_step"] == best and load_embedding(end["best"]).step == best
+    assert f"The fixed loss was lowest after step {best}: {end['best']}" in done.err
+
+
 def test_a_file_and_flags_mean_the_same(textinv, world, tmp_path):
     told = ("--name", "cat", "--vectors", 2, "--template", "a [name]", "--template", "the [name]", "--flip")
     told += ("--steps", 2, "--seed", 7, "--gradient-clipping", "norm", "--shuffle", "all", "--shuffle-per", "batch")
@@ -270,10 +283,10 @@ def test_the_first_ctrl_c_finishes_and_the_same_command_goes_on(start, ended, te
     finished = ended(process)
     assert finished.code == 0 and "Traceback" not in finished.err
     assert finished.err.count("Finishing after this step. Ctrl-C once more stops at once.") == 1
-    *_, last, said, done = finished.facts
-    step = last["step"]
-    assert (last["event"], said["event"], done["event"]) == ("step", "finish", "done") and step >= 3
-    assert said["step"] == done["step"] == step and done["verdict"]["is_read"]
+    *_, evaluated, said, done = finished.facts
+    step = finished.event("step")["step"]
+    assert (evaluated["event"], said["event"], done["event"]) == ("evaluated", "finish", "done") and step >= 3
+    assert evaluated["step"] == said["step"] == done["step"] == step and done["verdict"]["is_read"]
     assert load_embedding(tmp_path / done["embedding"]).step == step
     assert f"To go on with the other {100_000 - step}, type:\n{done['go_on']}" in finished.err
 
@@ -407,9 +420,8 @@ def test_ctrl_c_finishes_all_processes_that_share_a_training(start, ended, world
     reach(process, 3)
     process.send_signal(signal.SIGINT)  # to the launcher, which passes it on
     finished = ended(process)
-    *_, last, said, done = finished.facts
-    assert (last["event"], said["event"], done["event"]) == ("step", "finish", "done")
-    assert load_embedding(tmp_path / done["embedding"]).step == said["step"] == last["step"]
+    said, done = finished.event("finish"), finished.event("done")
+    assert load_embedding(tmp_path / done["embedding"]).step == said["step"] == finished.event("step")["step"]
     assert "has ended or does not answer" not in finished.err
 
 

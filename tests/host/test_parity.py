@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 
 from textinv_core.hosts.diffusers import load
 from textinv_core.hosts.pipelines import CONFIGS, _prediction
-from textinv_core.training.objective import prediction_loss
+from textinv_core.training.objective import prediction_losses
 
 # Checkpoint -> its family, and what its UNet has other than the family's.
 CHECKPOINTS = {
@@ -86,7 +86,7 @@ def test_hosts_agree(inside, checkpoints, checkpoint, tmp_path):
             vectors = {key: given[f"vectors {key}"].clone().requires_grad_() for key in widths}
             lookups = [{"my-dog": lambda key, occurrence, v=vectors: v[key] * (1 + occurrence)}] * len(prompts)
             conditions = model.conditions(prompts, lookups, latents)
-            loss = prediction_loss(model, expected["latents"], given["gaussian"], given["t"], conditions)
+            loss = prediction_losses(model, expected["latents"], given["gaussian"], given["t"], conditions).mean()
             gradients = torch.autograd.grad(loss, list(vectors.values()))
             errors[f"{case} loss"] = error(loss.detach(), expected[f"{case} loss"])
             for key, gradient in zip(vectors, gradients, strict=True):

@@ -17,7 +17,7 @@ from textinv_core.hosts.diffusers import Condition, PipelineHost, load  # noqa: 
 from textinv_core.picture import Picture  # noqa: E402
 from textinv_core.training.examples import Example  # noqa: E402
 from textinv_core.training.learn import Preview, learn  # noqa: E402
-from textinv_core.training.objective import prediction_loss  # noqa: E402
+from textinv_core.training.objective import prediction_losses  # noqa: E402
 from textinv_core.training.settings import TrainSettings  # noqa: E402
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,.:()"
@@ -409,7 +409,7 @@ def loss_of(model, rows, prompts=("a embedding:my-dog", "embedding:my-dog so")) 
     gaussian = torch.randn(latents.shape, generator=generator)
     lookups = [{"my-dog": lambda key, _: rows[key]}] * len(prompts)
     conditions = model.conditions(prompts, lookups, list(latents))
-    return prediction_loss(model, latents, gaussian, torch.tensor([300, 700])[: len(prompts)], conditions)
+    return prediction_losses(model, latents, gaussian, torch.tensor([300, 700])[: len(prompts)], conditions).mean()
 
 
 def gradients(host: PipelineHost, checkpointed: bool = False) -> list[torch.Tensor]:

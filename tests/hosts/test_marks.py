@@ -115,6 +115,15 @@ def test_what_does_not_count():
     assert mark(torch.ones(3, requires_grad=True)) == mark(torch.ones(3))
 
 
+def test_where_custom_nodes_lie_does_not_count():
+    def loaded(module):
+        return type("Patch", (), {"__module__": module})
+
+    assert mark(loaded("/a/custom_nodes/pack.nodes")) == mark(loaded(r"C:\\b\\custom_nodes\\pack.nodes"))
+    assert mark(loaded("/a/custom_nodes/pack.nodes")()) == mark(loaded("/b/custom_nodes/pack.nodes")())
+    assert mark(loaded("/a/custom_nodes/pack")) != mark(loaded("/a/custom_nodes/other"))
+
+
 def test_a_module_s_state_of_the_moment_does_not_count():
     module = linear(0)
     before = mark(module)

@@ -35,8 +35,8 @@ SCHEMAS = {
         " learning_rate: STRING, batch_size: INT, gradient_accumulation: INT, seed: INT, preview_prompt: STRING?,"
         " preview_steps: INT?, precision: COMBO?, gradient_checkpointing: COMBO?, gradient_clipping: COMBO?,"
         " clip_at: FLOAT?, min_timestep: INT?, max_timestep: INT?, loss_weighting: COMBO?, mask_loss: BOOLEAN?,"
-        " save_every: INT?, resume: COMBO?",
-        "embedding: TEXTINV_EMBEDDING, loss: LOSS_MAP, previews: IMAGE",
+        " save_every: INT?, resume: COMBO?, evaluate_every: INT?, held_out: INT?, early_stop: COMBO?, patience: INT?",
+        "embedding: TEXTINV_EMBEDDING, loss: LOSS_MAP, previews: IMAGE, best: TEXTINV_EMBEDDING",
     ),
     "TextInvApplyEmbedding": ("clip: CLIP, embedding: TEXTINV_EMBEDDING", "clip: CLIP"),
 }

@@ -9,9 +9,10 @@ import torch
 
 from tests.fakes import FakeModel, fake_embedding, fake_example, run_training, train
 from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training.learnable import LearnableEmbedding
 from textinv_core.training.parallel import Processes, end, join
 from textinv_core.training.settings import TrainSettings
-from textinv_core.training.training import TrainingError
+from textinv_core.training.training import Training, TrainingError
 
 LINES = ("a [name] of [name]", "[filewords] and [name]", "[filewords]")
 
@@ -97,6 +98,15 @@ def run_all(processes: Processes, folder: Path):
         torch.save(seen, folder / f"{name}-{processes.rank}.pt")
 
 
+def run_evaluated(processes: Processes, folder: Path):
+    """Leave the fixed losses of a training in `evaluated-<rank>.pt`."""
+    model, learnable = ConvModel(), LearnableEmbedding(fake_embedding(4, 3))
+    given = examples([(4, 6)] * 4 + [(6, 4)] * 3 + [(8, 8)] * 2)
+    training = Training(model, given, learnable, settings(batch_size=3, held_out=4), processes)
+    losses = [training.evaluate().loss, *(training.evaluate().loss for _ in training.steps())]
+    torch.save({"losses": losses}, folder / f"evaluated-{processes.rank}.pt")
+
+
 def run_and_fail(processes: Processes, folder: Path, wait: bool):
     """Processes but the first fail after step 2. wait: the first is then busy with something that takes long."""
 
@@ -115,7 +125,9 @@ if __name__ == "__main__":
     code = None
     try:
         if what == "all":
-            run_all(join(), folder)
+            processes = join()
+            run_all(processes, folder)
+            run_evaluated(processes, folder)
         else:
             run_and_fail(join(), folder, what == "fail-while-busy")
     except SystemExit as ended:

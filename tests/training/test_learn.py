@@ -15,6 +15,7 @@ from textinv_core import load_embedding
 from textinv_core.embedding import Embedding
 from textinv_core.errors import UserError
 from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training.evaluation import split
 from textinv_core.training.examples import encoded_examples
 from textinv_core.training.learn import Preview, Previewed, Started, learn
 from textinv_core.training.parallel import Processes
@@ -24,7 +25,8 @@ from textinv_core.training.training import Step, Training
 
 
 def settings(steps=3, template=("[name], [filewords]",), **more):
-    return TrainSettings(template, **{"steps": steps, "gradient_accumulation": 1, "save_every": 2, **more})
+    told = {"steps": steps, "gradient_accumulation": 1, "save_every": 2, "evaluate_every": 0, **more}
+    return TrainSettings(template, **told)
 
 
 def events(tmp_path, host=None, pictures=None, embedding=None, told=None, **more):
@@ -73,12 +75,13 @@ def test_the_embedding_says_what_it_was_trained_on(tmp_path):
 
 
 def test_the_folder_says_what_decided_the_result(tmp_path):
-    told = settings(2, learning_rate="0.01:5, 0.001", gradient_clipping="norm", seed=2**53)
+    told = settings(2, learning_rate="0.01:5, 0.001", gradient_clipping="norm", seed=2**53, held_out=1)
+    _, [held_out] = split(4, told)
     shuffle = ShuffleConfig("on", "batch", progressive_words=True)
     started, *_ = events(
         tmp_path, pictures=fake_pictures(4), embedding=fake_embedding(3, 2), told=told, shuffle=shuffle
     )
-    assert started.folder.path.parent == tmp_path / "cat"
+    assert started.folder.path.parent == tmp_path / "cat" and started.pictures == 3
     written = json.loads((started.folder.path / "settings.json").read_text())
     digests = written.pop("digests")
     assert {*digests} == {"embedding", "pictures", "captions", "masks", *FakeHost().identities()}
@@ -100,9 +103,14 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         "loss_weighting": "none",
         "gradient_checkpointing": "auto",
         "save_every": 2,
+        "evaluate_every": 0,
+        "held_out": 1,
+        "early_stop": "off",
+        "patience": 5,
         "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
         "embedding": "cat",
         "pictures": 4,
+        "held_out_pictures": [str(held_out)],
         "vectors": {"clip_l": [3, 4], "clip_g": [2, 6]},
         "resume": "auto",
         "ended": {"step": 2},
@@ -154,16 +162,18 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
 
 def test_the_result_is_judged_in_the_log_the_folder_and_at_the_end(tmp_path, caplog):
     caplog.set_level(logging.INFO, "textinv")
-    started, *_, ended = events(tmp_path, told=settings(4, learning_rate="0.5"))
+    started, *_, ended = events(tmp_path, told=settings(4, learning_rate="0.5", evaluate_every=2))
     learnt, start = ended.learnt.vectors["clip_l"], started.embedding.vectors["clip_l"]
     moved = ended.verdict.vectors["clip_l"]
     assert moved.distance == pytest.approx(float((learnt - start).norm(dim=1).mean()))
-    assert ended.verdict.is_good and ended.verdict.is_read
+    (_, first), *_, (step, last) = started.folder.fixed_losses()
+    assert step == 4 and ended.verdict.fixed_loss == pytest.approx((first, last), rel=1e-4)
+    assert ended.verdict.is_read
     assert f"cat, step 4: {ended.verdict.text}" in caplog.text
     assert started.folder.settings()["result"] == json.loads(json.dumps(ended.verdict.facts()))
     # And once more when the run is asked for again; not of an earlier step.
-    assert events(tmp_path, told=settings(4, learning_rate="0.5"))[-1].verdict == ended.verdict
-    assert events(tmp_path, told=settings(2, learning_rate="0.5"))[-1].verdict is None
+    assert events(tmp_path, told=settings(4, learning_rate="0.5", evaluate_every=2))[-1].verdict == ended.verdict
+    assert events(tmp_path, told=settings(2, learning_rate="0.5", evaluate_every=2))[-1].verdict is None
 
 
 @pytest.mark.parametrize(

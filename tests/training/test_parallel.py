@@ -65,6 +65,13 @@ def test_every_process_has_the_bits_of_one_alone(seen, name, steps, count):
 
 
 @pytest.mark.parametrize("count", [2, 4])
+def test_every_process_has_the_fixed_losses_of_one_alone(seen, count):
+    alone = seen[1, "evaluated", 0]["losses"]
+    assert len(alone) == 7 == len(set(alone))
+    assert all(seen[count, "evaluated", rank]["losses"] == alone for rank in range(count))
+
+
+@pytest.mark.parametrize("count", [2, 4])
 def test_the_batches_of_a_step_are_shared(seen, count):
     assert seen[1, "fake", 0]["calls"] == 24
     assert [seen[count, "fake", rank]["calls"] for rank in range(count)] == [24 / count] * count

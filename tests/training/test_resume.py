@@ -176,3 +176,55 @@ def test_finishing_ends_a_run_as_its_end_does(tmp_path, unbroken):
     assert steps(events)[-1] == 5 and events[-1].learnt.step == 5 and events[-1].path
     *_, ended = train(tmp_path / "run", settings(20))
     assert same(ended.learnt, unbroken.learnt)
+
+
+# The fixed loss
+
+
+def fixed_losses(root):
+    [folder] = folders(root)
+    return (folder / "fixed_loss.csv").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [3, 4, 10, 11])
+def test_fixed_losses_and_the_best_step_go_on_too(tmp_path, stop):
+    told = settings(16, evaluate_every=4, learning_rate="0.02:9, 5")
+    unbroken = train(tmp_path / "unbroken", told)[-1]
+    train(tmp_path / "broken", told, stop_after=stop)
+    ended = train(tmp_path / "broken", told)[-1]
+    assert fixed_losses(tmp_path / "broken") == fixed_losses(tmp_path / "unbroken")
+    assert fixed_losses(tmp_path / "broken").count(b"\n") == 6
+    assert unbroken.best.step == 4
+    assert ended.best.step == unbroken.best.step and same(ended.best, unbroken.best) and ended.best_path.is_file()
+
+
+def test_a_state_of_before_its_steps_evaluation_is_enough(tmp_path, monkeypatch):
+    told = settings(12, evaluate_every=4)
+    train(tmp_path / "unbroken", told)
+    # Killed while the fixed loss of step 8 is taken, or written.
+    monkeypatch.setattr("textinv_core.training.record.STATE_SECONDS", 0)
+    train(tmp_path / "broken", told, stop_after=8)
+    assert fixed_losses(tmp_path / "broken").count(b"\n") == 3
+    train(tmp_path / "broken", told)
+    assert fixed_losses(tmp_path / "broken") == fixed_losses(tmp_path / "unbroken")
+
+
+def test_evaluating_otherwise_is_the_same_run_and_holding_out_is_not(tmp_path, unbroken):
+    train(tmp_path / "run", settings(20, evaluate_every=3), stop_after=7)
+    events = train(tmp_path / "run", settings(20, evaluate_every=0, early_stop="off", patience=2))
+    assert steps(events)[0] == 8 and same(events[-1].learnt, unbroken.learnt)
+    train(tmp_path / "run", settings(20, held_out=1))
+    assert len(folders(tmp_path / "run")) == 2
+
+
+def test_a_run_that_has_learnt_enough_gives_its_result_at_once(tmp_path):
+    told = settings(60, evaluate_every=2, early_stop="patience", patience=1, learning_rate="0.3")
+    first = train(tmp_path, told)[-1]
+    assert first.learnt.step < 60
+    host = FakeHost()
+    *_, again = train(tmp_path, told, host)
+    assert host.did == [] and same(again.learnt, first.learnt) and again.path == first.path
+    assert same(again.best, first.best) and again.best_path == first.best_path
+    # With more patience, or none of it, there is more to learn.
+    more = train(tmp_path, settings(first.learnt.step + 1, evaluate_every=2, learning_rate="0.3"))
+    assert steps(more) == [first.learnt.step + 1]

@@ -26,6 +26,7 @@ from textinv_core.shuffle import ShuffleConfig
 from textinv_core.signals import SIGNALS
 from textinv_core.training import folder as folder_module
 from textinv_core.training import run as run_module
+from textinv_core.training.evaluation import Evaluated
 from textinv_core.training.folder import RunFolder
 from textinv_core.training.learnable import LearnableEmbedding
 from textinv_core.training.run import Ended, Saved, duration, run
@@ -37,9 +38,8 @@ CSV = "textual_inversion_loss.csv"
 
 
 def settings(steps=6, **more):
-    return TrainSettings(
-        ("[name], [filewords]",), **{"steps": steps, "gradient_accumulation": 1, "save_every": 0, **more}
-    )
+    told = {"steps": steps, "gradient_accumulation": 1, "save_every": 0, "evaluate_every": 0, **more}
+    return TrainSettings(("[name], [filewords]",), **told)
 
 
 def files(folder):
@@ -176,6 +176,88 @@ def test_a_process_without_a_folder_writes_and_logs_nothing(tmp_path, caplog):
     *_, ended = run(training, None)
     assert ended.learnt.step == 10 and ended.path is None and len(ended.losses) == 10
     assert not caplog.messages
+
+
+# The fixed loss
+
+
+def by_fixed_loss(losses, told):
+    """A training whose fixed losses are these, one after another."""
+
+    class Losing(Training):
+        def _probed(self, batch):
+            return torch.full((len(batch),), losses[len(self.evaluations)])
+
+    return Losing(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), told)
+
+
+def test_the_fixed_loss_is_taken_on_the_way(tmp_path, expected, caplog):
+    caplog.set_level(logging.INFO, "textinv")
+    training = Training(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings(evaluate_every=4))
+    events = list(run(training, RunFolder(tmp_path)))
+    assert [type(event) for event in events] == [
+        Evaluated, Step, Step, Step, Step, Evaluated, Step, Step, Evaluated, Ended
+    ]  # fmt: skip
+    found = [event for event in events if isinstance(event, Evaluated)]
+    assert [each.step for each in found] == [0, 4, 6]
+    header, *lines = (tmp_path / "fixed_loss.csv").read_text().splitlines()
+    assert header == "step,loss"
+    assert [(int(step), float(loss)) for step, loss in (line.split(",") for line in lines)] == [
+        (each.step, each.loss) for each in found
+    ]
+    assert f"cat, step 4, fixed loss {found[1].loss:.4f}, the lowest so far" in caplog.messages[1]
+    assert same(events[-1].learnt, expected[6][1])  # as without
+
+
+def test_the_best_step_is_kept_and_given(tmp_path, expected):
+    told = settings(evaluate_every=1, save_every=6)
+    *_, ended = run(by_fixed_loss([0.1, 0.9, 0.5, 0.4, 0.6, 0.6, 0.5], told), RunFolder(tmp_path))
+    assert ended.best.step == 3 and same(ended.best, expected[3][1])
+    assert ended.best_path == tmp_path / "embeddings" / "cat-3.safetensors"
+    assert same(load_embedding(ended.best_path), ended.best)
+    assert files(tmp_path / "embeddings") == ["cat-3.safetensors", "cat-6.safetensors"]
+    assert RunFolder(tmp_path).newest() == ended.path
+
+
+def test_without_the_fixed_loss_no_step_is_best(tmp_path):
+    *_, ended = run(by_fixed_loss([], settings()), RunFolder(tmp_path))
+    assert ended.best is None and ended.best_path is None
+    assert not (tmp_path / "fixed_loss.csv").exists()
+
+
+def test_a_run_ends_when_it_has_learnt_enough(tmp_path, expected, caplog):
+    caplog.set_level(logging.INFO, "textinv")
+    told = settings(20, evaluate_every=2, early_stop="patience", patience=2)
+    events = list(run(by_fixed_loss([1.0, 0.5, 0.6, 0.7], told), RunFolder(tmp_path)))
+    assert events[-1].learnt.step == 6 and events[-1].best.step == 2
+    assert isinstance(events[-2], Evaluated) and len(rows(tmp_path)) == 6
+    assert stored(tmp_path, 6).step == 6
+    said = "cat ends at step 6 of 20: the fixed loss no longer falls (early_stop patience)."
+    assert any(said in message for message in caplog.messages)
+
+
+def test_a_stopped_run_keeps_its_best_step_and_the_last(tmp_path, expected):
+    events = run(by_fixed_loss([1.0, 0.5, 0.6, 0.7, 0.8], settings(evaluate_every=1)), RunFolder(tmp_path))
+    while not (isinstance(event := next(events), Evaluated) and event.step == 4):
+        pass
+    events.close()
+    assert files(tmp_path / "embeddings") == ["cat-1.safetensors", "cat-4.safetensors"]
+    assert same(load_embedding(RunFolder(tmp_path).newest()), expected[4][1])
+
+
+def test_a_full_disk_costs_no_fixed_loss(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module, "write_atomically", full)
+        events = run(by_fixed_loss([0.3, 0.2, 0.1, 0.1], settings(3, evaluate_every=1)), RunFolder(tmp_path))
+        for event in events:
+            if isinstance(event, Evaluated) and event.step == 2:
+                break
+    *_, ended = events
+    assert ended.best.step == 2
+    assert (tmp_path / "fixed_loss.csv").read_text().count("\n") == 5
 
 
 # A training that does not

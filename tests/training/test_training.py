@@ -13,7 +13,7 @@ from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.chance import STREAMS, chance
 from textinv_core.training.examples import Example
 from textinv_core.training.learnable import Learnable, LearnableEmbedding
-from textinv_core.training.objective import prediction_loss
+from textinv_core.training.objective import prediction_losses
 from textinv_core.training.settings import TrainSettings
 from textinv_core.training.training import Training, TrainingError
 
@@ -73,7 +73,7 @@ def test_the_loss_on_fixed_noise_falls():
     def loss(embedding):
         latents = torch.stack([examples[i % 3].latent for i in range(len(t))])
         condition = model.condition("a embedding:cat", {"cat": lambda key, _: embedding.vectors[key]}, latents[0])
-        return float(prediction_loss(model, latents, gaussian, t, [condition] * len(t)))
+        return float(prediction_losses(model, latents, gaussian, t, [condition] * len(t)).mean())
 
     after = trained(model, examples, embedding, settings(60, ["a [name]"], learning_rate="0.02"))
     assert loss(after) < 0.8 * loss(embedding)
@@ -351,7 +351,7 @@ def test_a_batch_gives_the_mean_gradient_of_its_samples(gradients):
     for noisy, t, prompt, latent in zip(call.noisy, call.t, call.prompts, call.latents, strict=True):
         gaussian = (noisy - latent) / schedule.noise[t].float()
         condition = model.condition(prompt, {"cat": lambda key, _: vectors[key]}, latent)
-        losses.append(prediction_loss(model, latent[None], gaussian[None], t[None], [condition]))
+        losses.append(prediction_losses(model, latent[None], gaussian[None], t[None], [condition]).mean())
     expected = torch.autograd.grad(torch.stack(losses).mean(), list(vectors.values()))
     for actual, wanted in zip(gradients[0], expected, strict=True):
         assert torch.allclose(actual, wanted, rtol=1e-3, atol=1e-5)

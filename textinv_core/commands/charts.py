@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-PAPER, INK, FAINT, POINT, LINE = (255, 255, 255), (30, 30, 34), (222, 222, 226), (165, 188, 222), (190, 60, 40)
+PAPER, INK, FAINT = (255, 255, 255), (30, 30, 34), (222, 222, 226)
+POINT, LINE, FIXED = (165, 188, 222), (190, 60, 40), (30, 120, 90)
 
 
 def _tensor(picture: Image.Image) -> Tensor:
@@ -33,17 +34,21 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def loss_plot(losses: Sequence[float], name: str, first_step: int = 1) -> Tensor:
-    """The losses of a training, one a step, as points, and their running mean as a line: float32 [500, 900, 3] in 0..1.
+def loss_plot(
+    losses: Sequence[float], name: str, first_step: int = 1, fixed: Sequence[tuple[int, float]] = ()
+) -> Tensor:
+    """The losses of a training, one a step, as points, their running mean as a line, and the fixed losses as another:
+    float32 [500, 900, 3] in 0..1.
 
-    losses: finite, at least one. first_step: the number of the first. Single losses say more of their noise level than
-    of progress, so their axis ends where 98 % of them do.
+    losses: finite, at least one. first_step: the number of the first. fixed: (step, fixed loss) each; of those, the
+    start's may be of the step before. Single losses say more of their noise level than of progress, so their axis ends
+    where 98 % of them do.
     """
     fine = 2  # drawn so many times larger, then reduced, which smooths lines
     width, height, left, top, right, bottom = (fine * n for n in (900, 500, 80, 50, 20, 60))
     window = max(1, len(losses) // 15)
     means = running_mean(losses, window)
-    highest = 1.05 * max(float(np.quantile(losses, 0.98)), max(means)) or 1.0
+    highest = 1.05 * max(float(np.quantile(losses, 0.98)), max(means), *(loss for _, loss in fixed)) or 1.0
     last_step = first_step + max(len(losses) - 1, 1)
 
     def place(step: float, loss: float) -> tuple[float, float]:
@@ -66,8 +71,11 @@ def loss_plot(losses: Sequence[float], name: str, first_step: int = 1) -> Tensor
             draw.ellipse((x - 1.5 * fine, y - 1.5 * fine, x + 1.5 * fine, y + 1.5 * fine), POINT)
     if len(means) > 1:
         draw.line([place(step, mean) for step, mean in enumerate(means, first_step)], LINE, 2 * fine, "curve")
+    if len(fixed) > 1:
+        draw.line([place(max(step, first_step), loss) for step, loss in fixed], FIXED, 2 * fine, "curve")
     draw.text((left, top / 2), f"Loss of {name}", INK, large, "lm")
-    draw.text((width - right, top / 2), f"points: each step; line: mean of {window}", INK, small, "rm")
+    legend = f"points: each step; red: mean of {window}{'; green: the fixed loss' if fixed else ''}"
+    draw.text((width - right, top / 2), legend, INK, small, "rm")
     draw.text(((left + width - right) / 2, height - 12 * fine), "step", INK, small, "mb")
     return _tensor(picture.reduce(fine))
 

@@ -34,6 +34,7 @@ def progress(quiet: bool = False) -> Progress:
 @contextmanager
 def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event], None]]":
     """A progress bar with loss, rate and time left, and JSON for each event, for a function that is given them all."""
+    from ..training.evaluation import Evaluated
     from ..training.learn import Started
     from ..training.run import Saved
     from ..training.training import Step
@@ -68,6 +69,10 @@ def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event]
                         loss=event.loss,
                         learning_rate=event.learning_rate,
                         seconds=round(time.monotonic() - beginning, 3),
+                    )
+                case Evaluated():
+                    report.facts(
+                        event="evaluated", name=name, step=event.step, fixed_loss=event.loss, is_best=event.is_best
                     )
                 case Saved():
                     report.facts(event="saved", name=name, path=str(event.path), step=event.step)

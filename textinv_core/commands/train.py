@@ -168,6 +168,8 @@ class Trained:
     losses: list[float]
     folder: "RunFolder | None"
     copy: Path | None  # of the embedding, in the run's folder or elsewhere
+    best: "Embedding | None"  # of the lowest fixed loss
+    best_copy: Path | None
     verdict: "Verdict | None"
     left: int
 
@@ -182,21 +184,21 @@ def _finish(plan: Plan, trained: Trained, report: Report, command: str = "") -> 
 
         first_step = (embedding.step or 0) - len(trained.losses) + 1
         try:
-            folder.save_plot(loss_plot(trained.losses, embedding.name, first_step))
+            folder.save_plot(loss_plot(trained.losses, embedding.name, first_step, folder.fixed_losses()))
         except OSError as error:
             report.say(f"The plot of the losses could not be kept: {error}")
-    report.facts(
-        event="done",
-        embedding=str(path),
-        name=embedding.name,
-        step=embedding.step,
-        folder=str(folder.path),
-        verdict=None if trained.verdict is None else trained.verdict.facts(),
-        **({"go_on": command} if trained.left else {}),
+    best = (
+        {"best_step": trained.best.step, "best": str(trained.best_copy)} if trained.best and trained.best_copy else {}
     )
+    facts = {"embedding": str(path), "name": embedding.name, "step": embedding.step, "folder": str(folder.path)}
+    judged = {} if trained.verdict is None else {"verdict": trained.verdict.facts()}
+    left = {"go_on": command} if trained.left else {}
+    report.facts(event="done", **facts, **best, **judged, **left)
     if trained.verdict is not None:
         report.say(trained.verdict.text)
     report.say(f"The record of the run: {folder.path}")
+    if best:
+        report.say(f"The fixed loss was lowest after step {best['best_step']}: {best['best']}")
     report.say(f"The embedding, embedding:{path.stem} in prompts: {path}")
     if trained.left:
         report.say(
@@ -414,7 +416,8 @@ def train_one(
     left = 0
     if is_asked and step is not None and (left := step.last_step - step.step):
         report.facts(event="finish", name=embedding.name, step=step.step, left=left)
-    return Trained(ended.learnt, ended.losses, started.folder, ended.path, ended.verdict, left)
+    result = ended.learnt, ended.losses, started.folder, ended.path, ended.best, ended.best_path
+    return Trained(*result, ended.verdict, left)
 
 
 def _stopped(

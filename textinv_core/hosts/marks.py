@@ -1,6 +1,7 @@
 """Telling one model from another by all that hangs on it: a digest of values that is the same in every process."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from enum import Enum
 from functools import partial
@@ -50,8 +51,10 @@ def _hash(kind: str, parts: Iterable[bytes] = ()) -> bytes:
     return digest.digest()
 
 
-def _name(type_: type) -> str:
-    return f"{type_.__module__}.{type_.__qualname__}"
+def _name(thing: type | FunctionType) -> str:
+    # Modules of custom nodes are called by where they lie, which is another path on another machine.
+    module = re.split(r"[/\\]", thing.__module__ or "")[-1]
+    return f"{module}.{thing.__qualname__}"
 
 
 def _state(value: Any) -> dict[str, Any]:
@@ -116,8 +119,7 @@ class _Walk:
             return [value.__func__, value.__self__]
         if isinstance(value, FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]
-            name = f"{value.__module__}.{value.__qualname__}"
-            return [name, _code(value.__code__), value.__defaults__, value.__kwdefaults__, cells, vars(value)]
+            return [_name(value), _code(value.__code__), value.__defaults__, value.__kwdefaults__, cells, vars(value)]
         if isinstance(value, nn.Module):
             weights = dict(value.named_parameters())
             # Where there are weights, hosts note on modules where these are now; a noise schedule has none.

@@ -3,9 +3,10 @@
 import numpy as np
 from torch import Generator
 
-# What is left to chance: the order of pictures, the template lines, noise and timesteps, the order of vectors. A
-# training that goes on relies on their numbers: append, never reorder.
-STREAMS = ("order", "prompts", "noise", "shuffle")
+# What is left to chance: the order of pictures, the template lines, noise and timesteps, the order of vectors, which
+# pictures are held out, the template line and noise of each probe. A training that goes on relies on their numbers:
+# append, never reorder.
+STREAMS = ("order", "prompts", "noise", "shuffle", "held_out", "probes")
 
 
 def chance(seed: int, stream: str, *place: int) -> Generator:

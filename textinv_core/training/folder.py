@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..embedding import Embedding
 from ..errors import UserError
-from ..files import claimed, numbered, write_atomically
+from ..files import claimed, numbered, sweep, write_atomically
 from ..formats import load_embedding, save_embedding
 from ..images import save_picture
 from .state import Damaged, read_state, write_state
@@ -26,6 +26,7 @@ log = logging.getLogger("textinv")
 KEPT_STATES = 2
 MAX_SETTINGS_BYTES = 4 * 2**20
 CSV_HEADER = "step,epoch,epoch_step,loss,learn_rate\n"  # A1111's
+FIXED_LOSS_HEADER = "step,loss\n"
 
 
 class LossRow(NamedTuple):
@@ -164,10 +165,32 @@ class RunFolder:
         rows = "".join(str(row) for row in self.losses() if row.step <= step)
         write_atomically(self._losses, (CSV_HEADER + rows).encode())
 
+    @property
+    def _fixed_losses(self) -> Path:
+        return self.path / "fixed_loss.csv"
+
+    def write_fixed_losses(self, rows: Iterable[tuple[int, float]]) -> None:
+        """Write all of a training's: (step, fixed loss) each, in place of those that are there."""
+        text = FIXED_LOSS_HEADER + "".join(f"{step},{loss!r}\n" for step, loss in rows)
+        write_atomically(self._fixed_losses, text.encode())
+
+    def fixed_losses(self) -> list[tuple[int, float]]:
+        """Those that were written; none where there is no file, or it was not written by `write_fixed_losses`."""
+        try:
+            _, *lines = self._fixed_losses.read_text("utf-8").splitlines()
+            rows = [line.split(",") for line in lines]
+            return [(int(step), float(loss)) for step, loss in rows]
+        except (FileNotFoundError, ValueError):
+            return []
+
     def rewind(self, step: int) -> None:
-        """Drop what will be written anew by a training that goes on from `step`: losses, and states that are none."""
+        """Drop what will be written anew by a training that goes on from `step`: losses, and states that are none; and
+        what a killed one was in the midst of writing."""
+        sweep(self.path)
         if self._losses.is_file():
             self.cut_losses(step)
+        if self._fixed_losses.is_file():
+            self.write_fixed_losses(row for row in self.fixed_losses() if row[0] <= step)
         for path in self._states():
             if int(path.stem) > step:
                 path.unlink()

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..hosts.base import Host, Sampling
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
+from .evaluation import Evaluated, split
 from .examples import Example, cropped, encoded_examples
 from .folder import RunFolder
 from .identity import facts, identity
@@ -63,7 +64,7 @@ class Previewed:
     pictures: Tensor
 
 
-Event = Started | Step | Saved | Previewed | Ended
+Event = Started | Step | Evaluated | Saved | Previewed | Ended
 
 
 def learn(
@@ -102,10 +103,13 @@ def learn(
         if processes.rank == 0:
             about = facts(host, as_trained, embedding, settings, shuffle)
             folder, past = found(root, embedding.name, about, settings, last_step, stack)
-            folder.write_settings(_told(folder, past, about, learnable, settings, len(pictures)))
+            held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
+            folder.write_settings(_told(folder, past, about, learnable, settings, len(pictures), held_out))
+            if held_out:
+                log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
         past = processes.share(past)
         if isinstance(past, Ended):
-            yield Started(folder, len(pictures), learnable.embedding, past.learnt.step, _nothing)
+            yield Started(folder, len(pictures) - settings.held_out, learnable.embedding, past.learnt.step, _nothing)
             yield past
             return
         examples = encoded_examples(host, pictures)
@@ -113,7 +117,9 @@ def learn(
         ended = None
         with host.trainable(largest, settings.batch_size) as model:
             training = Training(model, examples, learnable, settings, processes, past)
-            yield Started(folder, len(examples), learnable.embedding, training.step, training.finish)
+            yield Started(
+                folder, len(examples) - settings.held_out, learnable.embedding, training.step, training.finish
+            )
             with closing(run(training, folder)) as events:
                 for event in events:
                     if isinstance(event, Ended):
@@ -121,9 +127,10 @@ def learn(
                     else:
                         yield event
         assert ended is not None
+        evaluations = training.evaluations
         del model, training  # what they hold of the device's memory is for the preview now
         if folder is not None:
-            ended = replace(ended, verdict=_judged(host, learnable.embedding, ended))
+            ended = replace(ended, verdict=_judged(host, learnable.embedding, ended, evaluations))
         if preview is not None and folder is not None:
             prompt = learnable.prompt(preview.line or settings.template[0], examples[0])
             shape = examples[0].latent.shape
@@ -146,6 +153,7 @@ def _told(
     learnable: LearnableEmbedding,
     settings: TrainSettings,
     pictures: int,
+    held_out: Sequence[str],
 ) -> dict[str, Any]:
     """What the run is told and what it is about, for its folder; with `before`, what it was told otherwise earlier, and
     until which step."""
@@ -154,6 +162,7 @@ def _told(
         **about,
         "embedding": learnable.name,
         "pictures": pictures,
+        "held_out_pictures": list(held_out),
         "vectors": {key: list(rows.shape) for key, rows in learnable.embedding.vectors.items()},
         "identity": identity(about),
     }
@@ -167,14 +176,14 @@ def _told(
     return {**told, **({"before": befores} if befores else {})}
 
 
-def _judged(
-    host: Host, before: Embedding, ended: Ended, fixed_loss: tuple[float, float] | None = None
-) -> Verdict | None:
+def _judged(host: Host, before: Embedding, ended: Ended, evaluations: Sequence[tuple[int, float]]) -> Verdict | None:
     """What to think of the result, said in the log; None where there is none, and, with a line there, where looking at
-    it goes wrong."""
+    it goes wrong. evaluations: (step, fixed loss) of each time it was taken."""
     learnt = ended.learnt
     if learnt is None:
         return None
+    taken, start = dict(evaluations), before.step or 0
+    fixed_loss = (taken[start], taken[learnt.step]) if start in taken and learnt.step in taken else None
     try:
         judged = verdict(before, learnt, host.word_norms(), fixed_loss, _read_back(host, learnt, ended.path))
     except host.interrupts:

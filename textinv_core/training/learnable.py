@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,10 @@ class Learnable(ABC):
         tensors: by the same addresses, on the model's device; gradients are asked for with respect to them.
         """
 
+    def in_stored_order(self) -> "Learnable":
+        """The same without what is for training alone, such as shuffling: as prompts have it afterwards."""
+        return self
+
     @abstractmethod
     def snapshot(self, tensors: Mapping[Address, Tensor], step: int) -> Any:
         """What has been learnt by `step`, out of tensors on the CPU that nobody changes."""
@@ -111,6 +115,9 @@ class LearnableEmbedding(Learnable):
             return rows if order == list(range(n)) else rows[upload(torch.tensor(order), rows.device)]
 
         return look_up
+
+    def in_stored_order(self) -> "LearnableEmbedding":
+        return replace(self, shuffle=ShuffleConfig())
 
     def snapshot(self, tensors: Mapping[Address, Tensor], step: int) -> Embedding:
         vectors = {key: rows for (_, key), rows in tensors.items()}

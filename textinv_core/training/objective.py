@@ -1,6 +1,6 @@
 """What training makes small: the error of the model's prediction for noised latents, in its own type.
 
-The one loss there is, for batches that are learnt from and for pictures that are held out alike.
+The one loss there is, for batches that are learnt from and for the fixed loss alike.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,24 @@ def draw_noise(
 ) -> tuple[Tensor, Tensor]:
     """Noise for latents of `shape`, [B, ...], float32, and a timestep for each, int64 [B]; both on the CPU.
 
-    timesteps: how many the model has. low, high: thousandths of these between which timesteps are drawn, low < high;
-    where there is none between them, the one at `low` is taken.
+    timesteps, low, high: see `timestep_range`.
     """
-    first, end = (timesteps * thousandths // 1000 for thousandths in (low, high))
-    t = torch.randint(first, max(end, first + 1), (shape[0],), generator=generator)
+    first, end = timestep_range(timesteps, low, high)
+    t = torch.randint(first, end, (shape[0],), generator=generator)
     return torch.randn(*shape, generator=generator), t
 
 
-def prediction_loss(
+def timestep_range(timesteps: int, low: int, high: int) -> tuple[int, int]:
+    """The first timestep that is learnt from, and the one behind the last.
+
+    timesteps: how many the model has. low, high: thousandths of these, low < high; where there is none between them,
+    the one at `low` is taken.
+    """
+    first, end = (timesteps * thousandths // 1000 for thousandths in (low, high))
+    return first, max(end, first + 1)
+
+
+def prediction_losses(
     model: TrainableModel,
     latents: Tensor,
     gaussian: Tensor,
@@ -37,7 +46,7 @@ def prediction_loss(
     weights: Tensor | None = None,
     loss_weighting: str = "none",
 ) -> Tensor:
-    """Mean squared error between what the model predicts for noised latents and what it should, a scalar.
+    """Mean squared error between what the model predicts for noised latents and what it should, one a sample, [B].
 
     latents, gaussian: float32 [B, C, ..., h, w] on the model's device. t: int64 [B] on the CPU. conditions: one a
     sample. weights: float32 [B, h, w] or None, how much each place counts. loss_weighting: `none` or `min_snr`.
@@ -52,4 +61,4 @@ def prediction_loss(
     if loss_weighting == "min_snr":
         weight = schedule.min_snr_weight(t, MIN_SNR_GAMMA).to(per_sample.dtype)
         per_sample = per_sample * upload(weight, per_sample.device)
-    return torch.mean(per_sample)
+    return per_sample

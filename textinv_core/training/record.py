@@ -73,6 +73,28 @@ class Record:
             else:
                 self._unwritten = []
 
+    def write_fixed_losses(self) -> None:
+        if self._folder is not None:
+            try:
+                self._folder.write_fixed_losses(self._training.evaluations)
+            except OSError as error:
+                self._complain(error)
+
+    def save_best(self) -> Path | None:
+        """Keep what had been learnt by the best step in the folder; None where that cannot be, or is nothing."""
+        best = self._training.best()
+        if self._folder is None or best is None:
+            return None
+        path = self._folder.copy(best.name, best.step)
+        if not path.is_file():
+            try:
+                self._folder.save(best)
+            except OSError as error:
+                self._complain(error)
+                return None
+            self._saved = None  # the last one is to be the newest copy again
+        return path
+
     def rescue(self) -> Path | None:
         """Keep all that was learnt, whatever was being written when the run was stopped, wherever that can be; returns
         where, None for nowhere, and where that is nothing."""

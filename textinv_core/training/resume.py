@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .evaluation import has_learnt_enough
 from .folder import RunFolder
 from .identity import differences, identity
 from .run import Ended
@@ -65,17 +66,23 @@ def found(
 
 
 def _ended(folder: RunFolder, name: str, settings: TrainSettings, last_step: int) -> Ended | None:
-    """How a run ended, if it was at `last_step`, or has come past it and kept a copy."""
+    """How a run ended, if it was at `last_step`, has come past it and kept a copy, or had learnt enough before."""
     end = folder.settings().get("ended")
     step = end.get("step") if isinstance(end, dict) else None
-    if not isinstance(step, int) or step < last_step:
+    if not isinstance(step, int):
         return None
+    evaluations = [row for row in folder.fixed_losses() if row[0] <= last_step]
+    if step < last_step and has_learnt_enough([loss for _, loss in evaluations], settings):
+        last_step = step
     learnt = folder.load(name, last_step)
-    if learnt is None or learnt.step != last_step:
+    if step < last_step or learnt is None or learnt.step != last_step:
         return None
     losses = [row.loss for row in folder.losses() if row.step <= last_step]
+    best = min(evaluations[1:], key=lambda row: row[1], default=(None, 0.0))[0]
+    best = None if best is None else folder.load(name, best)
+    best_path = None if best is None else folder.copy(name, best.step)
     judged = Verdict.read(folder.settings().get("result")) if step == last_step else None
-    return Ended(learnt, losses, folder.copy(name, last_step), judged)
+    return Ended(learnt, losses, folder.copy(name, last_step), best, best_path, judged)
 
 
 def _nearest(about: Mapping[str, Any], described: list[tuple[RunFolder, dict[str, Any]]]) -> str:

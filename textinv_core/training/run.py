@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..signals import SIGNALS
+from .evaluation import Evaluated
 from .folder import RunFolder
 from .record import Record
 from .training import Step, Training, TrainingError
@@ -36,12 +37,16 @@ class Ended:
 
     learnt: see `Learnable.snapshot`. losses: one a step, those before it was gone on with included. path: a copy of it,
     in the run's folder or, where that could not be written, elsewhere; None where none could be written anywhere.
-    verdict: what to think of it, None where nobody has looked.
+    best: what had been learnt when the fixed loss was lowest, and best_path: the copy of it in the run's folder; None
+    where the fixed loss was not taken after a step, or the copy could not be written. verdict: what to think of what
+    was learnt, None where nobody has looked.
     """
 
     learnt: Any
     losses: list[float]
     path: Path | None
+    best: Any = None
+    best_path: Path | None = None
     verdict: Verdict | None = None
 
 
@@ -90,7 +95,17 @@ def _advise(training: Training, pace: float) -> None:
         )
 
 
-def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved | Ended, None, None]:
+def _tell(found: Evaluated, training: Training) -> None:
+    name, lowest = training.learnable.name, ", the lowest so far" if found.is_best else ""
+    log.info(f"textinv: {name}, step {found.step}, fixed loss {found.loss:.4f}{lowest}")
+    if training.has_learnt_enough and found.step < training.last_step:
+        log.info(
+            f"textinv: {name} ends at step {found.step} of {training.last_step}: the fixed loss no longer falls "
+            f"(early_stop {training.settings.early_stop})."
+        )
+
+
+def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evaluated | Saved | Ended, None, None]:
     """Run a training to its end, recording everything in `folder`; None for processes of a shared training but the
     first, which write nothing and log nothing.
 
@@ -103,9 +118,20 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
     record = Record(training, folder)
     settings, name = training.settings, training.learnable.name
     log_every = min(max(10, settings.steps // 50), 100)
-    started, first_step = time.monotonic(), training.step
+    first_step = training.step
+
+    def evaluated() -> Iterator[Evaluated]:
+        if training.is_due:
+            found = training.evaluate()
+            record.write_fixed_losses()
+            if folder is not None:
+                _tell(found, training)
+            yield found
+
     with _heeding_one_interrupt():
         try:
+            yield from evaluated()
+            started = time.monotonic()
             while not training.is_over:
                 step = training.advance()
                 record.add(step)
@@ -123,12 +149,14 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
                 yield step
                 if settings.save_every and step.step % settings.save_every == 0 and (path := record.save()):
                     yield Saved(step.step, path)
+                yield from evaluated()
             training.confirm()
-            path = record.rescue()
+            best_path, path = record.save_best(), record.rescue()
             record.save_state()
         except BaseException as stopped:
             if isinstance(stopped, TrainingError):
                 record.withdraw()
+            record.save_best()
             record.rescue()
             if not isinstance(stopped, TrainingError):
                 record.save_state()
@@ -141,4 +169,4 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Saved 
             raise
     if folder is not None and not (path and path.is_relative_to(folder.path)):
         log.warning(f"textinv: {record.kept()}")
-    yield Ended(training.learnt(), record.losses, path)
+    yield Ended(training.learnt(), record.losses, path, training.best(), best_path)

@@ -12,8 +12,11 @@ GRADIENT_CLIPPING = ("off", "norm", "value")
 LOSS_WEIGHTING = ("none", "min_snr")
 GRADIENT_CHECKPOINTING = ("auto", "on", "off")
 RESUME = ("auto", "fresh", "required")
+EARLY_STOP = ("off", "patience", "dvar")
 # What changes nothing that is learnt by a step.
-UNDECIDING = ("steps", "save_every", "gradient_checkpointing", "resume")
+UNDECIDING = (
+    "steps", "save_every", "gradient_checkpointing", "resume", "evaluate_every", "early_stop", "patience"
+)  # fmt: skip
 # The least and the most of each number that has both.
 RANGES = {
     "steps": (1, 1_000_000),
@@ -23,6 +26,9 @@ RANGES = {
     "min_timestep": (0, 999),
     "max_timestep": (1, 1000),
     "save_every": (0, 1_000_000),
+    "evaluate_every": (-1, 1_000_000),
+    "held_out": (0, 1_000_000),
+    "patience": (1, 1_000_000),
 }
 
 
@@ -107,6 +113,31 @@ class TrainSettings:
             "on with."
         ),
     ] = "auto"
+    evaluate_every: Annotated[
+        int,
+        Doc(
+            "Take the fixed loss every so many steps, before the first and after the last: the loss for pictures, "
+            "noise and noise levels that stay the same, so that it tells progress. -1 takes it as often as costs less "
+            "than a tenth of the time, 0 never."
+        ),
+    ] = -1
+    held_out: Annotated[
+        int,
+        Doc(
+            "Keep so many pictures out of training, and take the fixed loss on these: it then tells when the embedding "
+            "begins to learn its pictures by heart. The seed decides which."
+        ),
+    ] = 0
+    early_stop: Annotated[
+        str,
+        Doc(
+            "End when the fixed loss no longer improves: patience after so many evaluations without a new best one, "
+            "dvar when it has come to rest (Voronov et al. 2023)."
+        ),
+    ] = "off"
+    patience: Annotated[
+        int, Doc("With early_stop patience: after how many evaluations without a new lowest fixed loss to end.")
+    ] = 5
 
     def __post_init__(self):
         if not self.template:
@@ -125,6 +156,14 @@ class TrainSettings:
         check_choice("loss_weighting", self.loss_weighting, LOSS_WEIGHTING)
         check_choice("gradient_checkpointing", self.gradient_checkpointing, GRADIENT_CHECKPOINTING)
         check_choice("resume", self.resume, RESUME)
+        check_choice("early_stop", self.early_stop, EARLY_STOP)
+        if self.early_stop != "off" and not self.evaluate_every:
+            raise SettingError(
+                lambda name: (
+                    f"The training cannot start: {name('early_stop')} cannot be {self.early_stop!r} with "
+                    f"{name('evaluate_every')} 0; it goes by the fixed loss, so let that be taken."
+                )
+            )
 
     def _check(self, setting: str, good: bool, possible: str) -> None:
         value = getattr(self, setting)

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..devices import is_out_of_memory, upload
 from ..errors import UserError
 from ..hosts.base import TrainableModel
 from ..schedule import LearningRateSchedule
 from .chance import chance
+from .evaluation import Evaluated, Probe, has_learnt_enough, noise, probes, split, steps_between
 from .examples import Example, batches_per_epoch, epoch
 from .learnable import Address, Batch, Learnable
-from .objective import draw_noise, prediction_loss
+from .objective import draw_noise, prediction_losses
 from .parallel import ALONE, Processes
 from .settings import TrainSettings
 
@@ -60,8 +62,9 @@ def check(
     """
     if not examples:
         raise TrainingError("There are no pictures to learn from.")
+    learnt_from, _ = split(len(examples), settings)
     rates = LearningRateSchedule(settings.learning_rate, settings.steps, learnable.step)
-    prompts = (learnable.prompt(line, example) for line in settings.template for example in examples)
+    prompts = (learnable.prompt(line, examples[i]) for line in settings.template for i in learnt_from)
     if not any(map(learnable.is_named, prompts)):
         raise TrainingError(
             f"Nothing would be learnt: no prompt of this training names the embedding, that is, contains [name] or "
@@ -90,6 +93,8 @@ class Training:
     comes to the same. With equally many threads a process (`torchrun` sets OMP_NUM_THREADS to 1) those are the very
     bits that one process would give.
 
+    evaluations: (step, fixed loss) of each time it was taken; the first is of the start.
+
     Raises UserError as `check` does.
     """
 
@@ -103,15 +108,15 @@ class Training:
         state: Mapping[str, Any] | None = None,
     ):
         self._rates = check(learnable, examples, settings, processes)
-        if settings.batch_size > len(examples) and processes.rank == 0:
+        learnt_from, held_out = split(len(examples), settings)
+        if settings.batch_size > len(learnt_from) and processes.rank == 0:
             log.warning(
-                f"textinv: batches of {settings.batch_size} pictures were asked for, and there are {len(examples)}; "
+                f"textinv: batches of {settings.batch_size} pictures were asked for, and there are {len(learnt_from)}; "
                 "each batch has all of them."
             )
         self.learnable, self.settings = learnable, settings
         self.step, self.last_step = learnable.step, self._rates.last_step
         self._model, self._processes = model, processes
-        self.batches_an_epoch = batches_per_epoch(examples, settings.batch_size)
         self._order: tuple[int, list[list[int]]] = -1, []
         with torch.inference_mode(False):
             self._tensors = {
@@ -119,7 +124,11 @@ class Training:
                 for address, rows in learnable.tensors.items()
             }
             stay = sum(example.latent.nbytes for example in examples) <= RESIDENT_LATENTS
-            self._examples = [_on(model.device, example) for example in examples] if stay else list(examples)
+            examples = [_on(model.device, example) for example in examples] if stay else examples
+        self._examples = [examples[i] for i in learnt_from]
+        self._held_out = [examples[i] for i in held_out]
+        self._probes: list[list[Probe]] = []
+        self.batches_an_epoch = batches_per_epoch(self._examples, settings.batch_size)
         # Each row is a parameter of its own: Adam counts the steps of each, and passes over those without a gradient.
         self._rows = {address: list(tensor.unbind()) for address, tensor in self._tensors.items()}
         self._optimizer = torch.optim.AdamW(
@@ -130,7 +139,8 @@ class Training:
         self._scaler.scale(torch.zeros(()))  # makes its scale, here and not on the model's device
         self._without_gradient = 0
         self._may_checkpoint = settings.gradient_checkpointing == "auto"
-        self._learnt = self._good = self.step, self._copy()
+        self._learnt = self._good = self._best = self.step, self._copy()
+        self.evaluations: list[tuple[int, float]] = []
         self._is_whole, self._is_finishing, self._asked = True, False, Event()
         if state is not None:
             self._go_on(state)
@@ -156,6 +166,13 @@ class Training:
         """What has been learnt by the last step that is done and good; None if that is nothing."""
         step, tensors = self._learnt
         return None if step == self.learnable.step else self.learnable.snapshot(tensors, step)
+
+    def best(self) -> Any:
+        """What had been learnt when the fixed loss was lowest after a step; None if it never was taken after one, or if
+        that step has turned out to be no good."""
+        step, tensors = self._best
+        is_good = self.learnable.step < step <= self._learnt[0]
+        return self.learnable.snapshot(tensors, step) if is_good else None
 
     def steps(self) -> Iterator[Step]:
         """All steps that are left."""
@@ -208,6 +225,46 @@ class Training:
         self._check_loss(result[0].item(), f"after step {self.step}", rate)
         self._check_gradients(float(result[1:].norm()), f"after step {self.step}", rate)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the fixed loss is to be taken now: before the first step, every so many, and after the last."""
+        every = steps_between(self.settings, self.last_step - self.learnable.step)
+        is_its_turn = self.step == self.learnable.step or (every and self.step % every == 0) or self.is_over
+        return bool(every) and is_its_turn and self.step not in [step for step, _ in self.evaluations[-1:]]
+
+    def evaluate(self) -> Evaluated:
+        """The fixed loss of what has been learnt by the last step: the mean over `evaluation.probes`, with vectors in
+        stored order. The training is over if it has learnt enough by `settings.early_stop`.
+
+        Otherwise it changes nothing, and has the same bits however many processes there are; all have to call it.
+        Raises as `advance` does.
+        """
+        settings, processes = self.settings, self._processes
+        if not self._probes:
+            timesteps = len(self._model.noise_schedule)
+            self._probes = probes(self.learnable, self._examples, self._held_out, settings, timesteps)
+        rounds = -(-len(self._probes) // processes.count)
+        with torch.no_grad():
+            own = self._probes[processes.rank :: processes.count]
+            losses = [functional.pad(found, (0, settings.batch_size - len(found))) for found in map(self._probed, own)]
+            losses += [torch.zeros(settings.batch_size, device=self.device)] * (rounds - len(own))
+        rows = processes.gather(torch.stack(losses).cpu())
+        found = torch.cat([row[: len(batch)] for row, batch in zip(rows, self._probes, strict=False)])
+        loss, start = float(found.double().mean()), self.learnable.step
+        when = f"after step {self.step}" if self.step > start else "before the first step"
+        self._check_loss(loss, when, self._rates.rate_at(max(self.step - 1, start)))
+        is_best = self.step > start and all(loss < earlier for step, earlier in self.evaluations if step > start)
+        self.evaluations.append((self.step, loss))
+        if is_best:
+            self._best = self._learnt
+        self._is_finishing = self._is_finishing or self.has_learnt_enough
+        return Evaluated(self.step, loss, is_best)
+
+    @property
+    def has_learnt_enough(self) -> bool:
+        """Whether `settings.early_stop` ends it by the fixed losses so far."""
+        return has_learnt_enough([loss for _, loss in self.evaluations], self.settings)
+
     def state(self) -> dict[str, Any] | None:
         """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; None
         after a TrainingError, or where Ctrl-C came in the midst of an update."""
@@ -215,11 +272,15 @@ class Training:
             return None
         step, tensors = self._learnt
         good_step, good = self._good
+        best_step, best = self._best
         return {
             "step": step,
             "tensors": list(tensors.values()),
             "good_step": good_step,
             "good": list(good.values()),
+            "best_step": best_step,
+            "best": list(best.values()),
+            "evaluations": list(self.evaluations),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "without_gradient": self._without_gradient,
@@ -231,6 +292,9 @@ class Training:
             tensor.copy_(kept)
         self._learnt = self.step, self._copy()
         self._good = state["good_step"], dict(zip(self._tensors, state["good"], strict=True))
+        self._best = state["best_step"], dict(zip(self._tensors, state["best"], strict=True))
+        self.evaluations = [(step, loss) for step, loss in state["evaluations"]]
+        self._is_finishing = self.has_learnt_enough
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._scaler.load_state_dict(state["scaler"])
         self._without_gradient = state["without_gradient"]
@@ -277,20 +341,37 @@ class Training:
         return torch.cat([loss.detach()[None], *(gradient.flatten() for gradient in gradients)])
 
     def _loss(self, batch: Batch, tensors: Mapping[Address, Tensor]) -> Tensor:
-        model, settings = self._model, self.settings
-        batch = replace(batch, examples=[_on(model.device, example) for example in batch.examples])
-        latents = torch.stack([example.latent for example in batch.examples])
+        settings = self.settings
         gaussian, t = draw_noise(
-            latents.shape,
-            len(model.noise_schedule),
+            [len(batch.examples), *batch.examples[0].latent.shape],
+            len(self._model.noise_schedule),
             chance(settings.seed, "noise", batch.number),
             settings.min_timestep,
             settings.max_timestep,
         )
-        conditions = self.learnable.conditions(model, tensors, batch)
+        return torch.mean(self._losses(self.learnable, batch, tensors, gaussian, t))
+
+    def _probed(self, batch: Sequence[Probe]) -> Tensor:
+        """The losses of some probes, float32 [B] on the model's device."""
+        self._model.check_interrupted()
+        settings, device = self.settings, self._model.device
+        tensors = {address: upload(tensor, device) for address, tensor in self._tensors.items()}
+        examples, prompts = [probe.example for probe in batch], [probe.prompt for probe in batch]
+        gaussian = torch.stack([noise(probe, settings.seed) for probe in batch])
+        t = torch.tensor([probe.timestep for probe in batch])
+        asked = Batch(batch[0].number, self.step, settings.seed, examples, prompts)
+        return self._losses(self.learnable.in_stored_order(), asked, tensors, gaussian, t)
+
+    def _losses(
+        self, learnable: Learnable, batch: Batch, tensors: Mapping[Address, Tensor], gaussian: Tensor, t: Tensor
+    ) -> Tensor:
+        model = self._model
+        batch = replace(batch, examples=[_on(model.device, example) for example in batch.examples])
+        latents = torch.stack([example.latent for example in batch.examples])
+        conditions = learnable.conditions(model, tensors, batch)
         weights = _stacked_weights(batch.examples)
         gaussian = upload(gaussian, model.device)
-        return prediction_loss(model, latents, gaussian, t, conditions, weights, settings.loss_weighting)
+        return prediction_losses(model, latents, gaussian, t, conditions, weights, self.settings.loss_weighting)
 
     def _check_loss(self, loss: float, when: str, rate: float) -> None:
         if math.isfinite(loss):

@@ -21,7 +21,7 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from textinv.textinv_core.hosts.comfy import ComfyHost, tokenizer_with  # noqa: E402
 from textinv.textinv_core.hosts.tokens import tokens, windows  # noqa: E402
-from textinv.textinv_core.training.objective import prediction_loss  # noqa: E402
+from textinv.textinv_core.training.objective import prediction_losses  # noqa: E402
 
 # The real families' blocks, all of them as narrow as the first: those of make_checkpoints.py diffusers cannot describe.
 FOUR_LEVELS = {
@@ -106,7 +106,7 @@ def main():
             vectors = {key: given[f"vectors {key}"].clone().requires_grad_() for key in host.widths}
             lookups = [{"my-dog": lambda key, occurrence, v=vectors: v[key] * (1 + occurrence)}] * len(prompts)
             conditions = trainable.conditions(prompts, lookups, latents)
-            loss = prediction_loss(trainable, made["latents"], given["gaussian"], given["t"], conditions)
+            loss = prediction_losses(trainable, made["latents"], given["gaussian"], given["t"], conditions).mean()
             gradients = torch.autograd.grad(loss, list(vectors.values()))
             made[f"{case} loss"] = loss.detach()
             made |= {f"{case} {key}": gradient for key, gradient in zip(vectors, gradients, strict=True)}

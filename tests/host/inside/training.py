@@ -25,7 +25,7 @@ from textinv.textinv_core.hosts.base import Sampling  # noqa: E402
 from textinv.textinv_core.shuffle import ShuffleConfig  # noqa: E402
 from textinv.textinv_core.training.examples import Example  # noqa: E402
 from textinv.textinv_core.training.learnable import LearnableEmbedding  # noqa: E402
-from textinv.textinv_core.training.objective import prediction_loss  # noqa: E402
+from textinv.textinv_core.training.objective import prediction_losses  # noqa: E402
 from textinv.textinv_core.training.settings import TrainSettings  # noqa: E402
 from textinv.textinv_core.training.training import Training  # noqa: E402
 
@@ -69,7 +69,9 @@ def fixed_loss(host, embedding, example, draws=8):
         condition = condition_of(trainable, f"a photo of embedding:{NAME}", embedding.vectors, example)
         gaussian = torch.randn(draws, *example.latent.shape, generator=generator)
         t = torch.linspace(50, 950, draws).long()
-        return float(prediction_loss(trainable, example.latent.expand_as(gaussian), gaussian, t, [condition] * draws))
+        return float(
+            prediction_losses(trainable, example.latent.expand_as(gaussian), gaussian, t, [condition] * draws).mean()
+        )
 
 
 def gradient(host, embedding, example, checkpointing=False):
@@ -86,7 +88,7 @@ def one_loss(trainable, rows, example):
     condition = condition_of(trainable, f"(embedding:{NAME}:1.3) on grass", rows, example)
     gaussian = torch.randn(1, *example.latent.shape, generator=torch.Generator().manual_seed(3))
     latent, t = example.latent[None], torch.tensor([400])
-    return prediction_loss(trainable, latent, gaussian, t, [condition])
+    return prediction_losses(trainable, latent, gaussian, t, [condition]).mean()
 
 
 def plain_gradient(host, embedding, example):
