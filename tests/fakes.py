@@ -1,5 +1,6 @@
 """What tests train: a small model that remembers what it saw, an embedding, pictures."""
 
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from textinv_core.embedding import Embedding
+from textinv_core.formats import load_embedding
 from textinv_core.hosts.base import Encoder, Host, Lookup, Sampling
 from textinv_core.hosts.marks import mark
 from textinv_core.noise import NoiseSchedule
@@ -218,20 +220,22 @@ class FakeEncoder(Encoder):
     def tokens(self, text: str) -> list[tuple[int, float]]:
         return [(zlib.crc32(word.encode()), 1.0) for word in text.split()]
 
-    def vectors(self, token: int) -> Tensor:
-        return fixed(token, 1, self.width, dtype=torch.float32)
+    def vectors(self, tokens: Sequence[int]) -> Tensor:
+        return torch.cat([fixed(token, 1, self.width, dtype=torch.float32) for token in tokens])
 
 
 @dataclass
 class FakeHost(Host):
     """A host with a `FakeModel`, whose latents are its pictures with a fourth of the sides.
 
-    sampling: what `sample` gives, or raises. did: what it was asked to do, in order. sampled: how it was, last.
+    sampling: what `sample` gives, or raises. did: what it was asked to do, in order. sampled: how it was, last. number:
+    tells hosts apart where latents are kept.
     """
 
     model: FakeModel = field(default_factory=FakeModel)
     sampling: Any = None
     did: list[str] = field(default_factory=list)
+    number: int = field(default_factory=itertools.count().__next__)
     sampled: Sampling | None = None
     called = "fake model"
     interrupts = (Interrupted,)
@@ -244,9 +248,20 @@ class FakeHost(Host):
     def encoders(self) -> dict[str, FakeEncoder]:
         return {key: FakeEncoder(width) for key, width in WIDTHS.items()}
 
+    def _encoded(self, embedding: Embedding) -> list[Tensor]:
+        return [embedding.vectors[key] for key in WIDTHS]
+
+    def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
+        self.did.append(f"read {file.name}")
+        return self._encoded(load_embedding(file))
+
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
-        self.did.append("encode")
+        if self.did[-1:] != ["encode"]:
+            self.did.append("encode")
         return [image[::4, ::4].movedim(-1, 0) for image in images]
+
+    def encoding(self) -> str:
+        return f"fake {self.number}"
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.movedim(1, -1)

@@ -37,9 +37,9 @@ SCHEMAS = {
         " preview_steps: INT?, precision: COMBO?, gradient_checkpointing: COMBO?, gradient_clipping: COMBO?,"
         " clip_at: FLOAT?, min_timestep: INT?, max_timestep: INT?, loss_weighting: COMBO?, mask_loss: BOOLEAN?,"
         " save_every: INT?, resume: COMBO?, evaluate_every: INT?, held_out: INT?, early_stop: COMBO?, patience: INT?,"
-        " keep: INT?, preview_every: INT?, preview_negative: STRING?, preview_sampler: COMBO?,"
-        " preview_scheduler: COMBO?, preview_cfg: FLOAT?, preview_seed: INT?, preview_width: INT?,"
-        " preview_height: INT?",
+        " keep: INT?, preview_every: INT?, preview_negative: STRING?,"
+        " preview_sampler: COMBO?, preview_scheduler: COMBO?, preview_cfg: FLOAT?, preview_seed: INT?,"
+        " preview_width: INT?, preview_height: INT?",
         "embedding: TEXTINV_EMBEDDING, loss: LOSS_MAP, previews: IMAGE, best: TEXTINV_EMBEDDING",
     ),
     "TextInvApplyEmbedding": ("clip: CLIP, embedding: TEXTINV_EMBEDDING", "clip: CLIP"),

@@ -20,7 +20,7 @@ from textinv_core.hosts.base import Sampling
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.evaluation import Evaluated, split
 from textinv_core.training.examples import encoded_examples
-from textinv_core.training.learn import Started, learn
+from textinv_core.training.learn import Encoded, Started, learn
 from textinv_core.training.parallel import Processes
 from textinv_core.training.preview import Preview, Previewed
 from textinv_core.training.run import Ended, Saved
@@ -34,10 +34,14 @@ def settings(steps=3, template=("[name], [filewords]",), **more):
 
 
 def events(tmp_path, host=None, pictures=None, embedding=None, told=None, **more):
+    """All that is told behind the pictures being encoded."""
     pictures = fake_pictures() if pictures is None else pictures
-    return list(
-        learn(host or FakeHost(), pictures, embedding or fake_embedding(), told or settings(), tmp_path, **more)
-    )
+    learning = learn(host or FakeHost(), pictures, embedding or fake_embedding(), told or settings(), tmp_path, **more)
+    return [event for event in learning if not isinstance(event, Encoded)]
+
+
+def started_of(learning):
+    return next(event for event in learning if isinstance(event, Started))
 
 
 def files(folder):
@@ -52,7 +56,27 @@ def test_what_happens_in_order(tmp_path):
     told = events(tmp_path, host, preview=Preview())
     assert [type(event) for event in told] == [Started, Step, Step, Saved, Step, Previewed, Ended]
     # Sampling comes when the host has its model back.
-    assert host.did[:3] == ["encode", "load", "unload"] and host.did[3].startswith("sample") and len(host.did) == 4
+    assert host.did[:4] == ["encode", "load", "unload", "read cat-3.safetensors"]
+    assert host.did[4].startswith("sample") and len(host.did) == 5
+
+
+def test_pictures_are_encoded_one_after_another_before_anything_is_written(tmp_path):
+    """So that there is something to see, and somewhere to stop."""
+    host = FakeHost()
+    with closing(learn(host, fake_pictures(3), fake_embedding(), settings(), tmp_path)) as told:
+        assert [next(told), next(told)] == [Encoded(1, 3), Encoded(2, 3)]
+        assert host.did == ["encode"]
+    [*first] = learn(host, fake_pictures(3), fake_embedding(), settings(), tmp_path)
+    assert first[:3] == [Encoded(1, 3), Encoded(2, 3), Encoded(3, 3)] and isinstance(first[3], Started)
+    assert str(first[1]) == "2 of 3 pictures encoded"
+
+
+def test_a_changed_rate_encodes_nothing_again(tmp_path):
+    host = FakeHost()
+    events(tmp_path, host)
+    host.did.clear()
+    events(tmp_path, host, told=settings(learning_rate="0.1"))
+    assert host.did == ["load", "unload", "read cat-3.safetensors"]
 
 
 def test_it_learns_what_the_training_alone_would(tmp_path):
@@ -90,6 +114,8 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
     assert {*digests} == {"embedding", "pictures", "captions", "masks", *FakeHost().identities()}
     assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests.values())
     assert re.fullmatch("[0-9a-f]{32}", written.pop("identity"))
+    result = written.pop("result")
+    assert "hardly moved" in result["text"] and result["is_read"] is True
     assert written == {
         "template": ["[name], [filewords]"],
         "steps": 2,
@@ -104,12 +130,12 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         "loss_weighting": "none",
         "gradient_checkpointing": "auto",
         "save_every": 2,
-        "keep": 0,
-        "preview": None,
         "evaluate_every": 0,
         "held_out": 1,
         "early_stop": "off",
-        "patience": 5,
+        "patience": 3,
+        "keep": 0,
+        "preview": None,
         "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
         "embedding": "cat",
         "pictures": 4,
@@ -162,6 +188,44 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
 # The preview
 
 
+# Whether anything was learnt
+
+
+def test_the_result_is_judged_in_the_log_the_folder_and_at_the_end(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "textinv")
+    started, *_, ended = events(tmp_path, told=settings(4, learning_rate="0.5", evaluate_every=2))
+    learnt, start = ended.learnt.vectors["clip_l"], started.embedding.vectors["clip_l"]
+    moved = ended.verdict.vectors["clip_l"]
+    assert moved.distance == pytest.approx(float((learnt - start).norm(dim=1).mean()))
+    (_, first), *_, (step, last) = started.folder.fixed_losses()
+    assert step == 4 and ended.verdict.fixed_loss == pytest.approx((first, last), rel=1e-4)
+    assert ended.verdict.is_read
+    assert f"cat, step 4: {ended.verdict.text}" in caplog.text
+    assert started.folder.settings()["result"] == json.loads(json.dumps(ended.verdict.facts()))
+    # And once more when the run is asked for again; not of an earlier step.
+    assert events(tmp_path, told=settings(4, learning_rate="0.5", evaluate_every=2))[-1].verdict == ended.verdict
+    assert events(tmp_path, told=settings(2, learning_rate="0.5", evaluate_every=2))[-1].verdict is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "is_read"),
+    [
+        (Interrupted(), "looking at the result was cancelled", None),
+        (RuntimeError("no kernel"), "looking at the result failed", None),
+        (UserError("it is no embedding"), "cannot be read back: it is no embedding", False),
+        (OSError("no room"), "could not be tried: no room", None),
+    ],
+)
+def test_a_result_that_cannot_be_looked_at_is_kept(tmp_path, error, said, is_read, caplog):
+    class Host(FakeHost):
+        def _encoded_from(self, file, embedding):
+            raise error
+
+    *_, ended = events(tmp_path, Host())
+    assert ended.learnt.step == 3 and said in caplog.text
+    assert (ended.verdict and ended.verdict.is_read) == is_read
+
+
 def test_a_preview_shows_what_was_learnt(tmp_path):
     host = FakeHost()
     told = Preview(0, "two [name]", "snow", "dpmpp_2m", "karras", 7, 3.5, 11)
@@ -203,7 +267,7 @@ def test_a_preview_has_the_memory_of_the_training(tmp_path, monkeypatch):
 def test_no_preview_is_made_unasked(tmp_path):
     host = FakeHost()
     told = events(tmp_path, host)
-    assert Previewed not in map(type, told) and len(host.did) == 3
+    assert Previewed not in map(type, told) and not [did for did in host.did if did.startswith("sample")]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +349,7 @@ def test_previews_on_the_way_change_nothing_that_is_learnt(tmp_path, more):
     assert kinds == [Started, Step, Step, Previewed, Saved, Step, Step, Previewed, Saved, Step, Previewed, Ended]
     assert [event.step for event in with_previews if isinstance(event, Previewed)] == [2, 4, 5]
     # Each with what was learnt by its step, and while the host had its model back.
+    host.did.remove("read cat-5.safetensors")
     sampled = [place for place, what in enumerate(host.did) if what.startswith("sample")]
     assert [host.did[place - 1] for place in sampled] == ["unload"] * 3 and host.did.count("load") == 3
     assert [f"with [{step}]" in host.did[place] for place, step in zip(sampled, (2, 4, 5), strict=True)] == [True] * 3
@@ -371,7 +436,7 @@ def test_the_host_has_its_model_back_when_nobody_listens_any_more(tmp_path):
         within = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         told = learn(host, fake_pictures(), fake_embedding(), settings(), tmp_path)
         with closing(told):
-            started, step = next(told), next(told)
+            started, step = started_of(told), next(told)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == within
     assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == flags
     assert host.did[-1] == "unload"
@@ -383,7 +448,7 @@ def test_an_interrupt_keeps_what_was_learnt(tmp_path, caplog):
     model = FakeModel(is_interrupted=lambda calls: calls == 2)
     host = FakeHost(model)
     told = learn(host, fake_pictures(), fake_embedding(), settings(), tmp_path, preview=Preview())
-    started, *_ = (next(told) for _ in range(4))
+    started, *_ = started_of(told), next(told), next(told), next(told)
     with pytest.raises(Interrupted):
         next(told)
     assert host.did == ["encode", "load", "unload"]  # and no preview

@@ -1,9 +1,10 @@
 """A training from pictures to what was learnt: the one sequence behind the node, the command and what comes next."""
 
 import logging
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 
 from ..embedding import Embedding, with_model
+from ..errors import UserError
 from ..hosts.base import Host, TrainableModel
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
 from .evaluation import Evaluated, split
-from .examples import Example, cropped, encoded_examples
+from .examples import Example, cropped, encoding
 from .folder import RunFolder
 from .identity import facts, identity
 from .learnable import LearnableEmbedding
@@ -25,8 +27,20 @@ from .resume import found
 from .run import Ended, Saved, run
 from .settings import UNDECIDING, TrainSettings
 from .training import Step, Training, check
+from .verdict import Verdict, verdict
 
 log = logging.getLogger("textinv")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """So many of the pictures are latents."""
+
+    done: int
+    pictures: int
+
+    def __str__(self) -> str:
+        return f"{self.done} of {self.pictures} pictures encoded"
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Started:
     finish: Callable[[], None]
 
 
-Event = Started | Step | Evaluated | Saved | Previewed | Ended
+Event = Encoded | Started | Step | Evaluated | Saved | Previewed | Ended
 
 
 def learn(
@@ -62,10 +76,10 @@ def learn(
     """Train `embedding` on `pictures`, in a run's folder below `root`, and tell what happens as it happens.
 
     The same inputs are the same run: what has ended gives its result at once, what has not goes on where it stood, see
-    `settings.resume`. It begins with Started and ends with Ended, whose `learnt` is an Embedding. To finish early, call
-    `Started.finish`; to stop, stop consuming: what was learnt is in the folder then (see `run`). Consume it in one
-    thread, and close it (`contextlib.closing`) where that may end before it does: until then the model is set to be
-    trained on.
+    `settings.resume`. It begins with Started, behind an Encoded for each picture where there is something to train, and
+    ends with Ended, whose `learnt` is an Embedding. To finish early, call `Started.finish`; to stop, stop consuming:
+    what was learnt is in the folder then (see `run`). Consume it in one thread, and close it (`contextlib.closing`)
+    where that may end before it does: until then the model is set to be trained on.
 
     preview: what to generate on the way and at the end, while the host has its model back; nothing that is learnt
     depends on it. texts: go into its files, by name; see `generate`.
@@ -91,21 +105,24 @@ def learn(
         if processes.rank == 0:
             about = facts(host, as_trained, embedding, settings, shuffle)
             folder, past = found(root, embedding.name, about, settings, last_step, stack)
-            shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
             held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
+            shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
             folder.write_settings(_told(folder, past, about, learnable, settings, preview, len(pictures), held_out))
-            if held_out:
+            if held_out and not isinstance(past, Ended):
                 log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
         past = processes.share(past)
         learnt_from = len(pictures) - settings.held_out
         if isinstance(past, Ended):
             yield Started(folder, learnt_from, learnable.embedding, past.learnt.step, _nothing)
             if preview and folder and not (shows_it and past.learnt.step in folder.previews()):
-                [first] = encoded_examples(host, pictures[:1])
+                [first] = encoding(host, pictures[:1])
                 yield from _at_the_end(host, _taking(preview, host, learnable, settings, first, folder, texts), past)
             yield past
             return
-        examples = encoded_examples(host, pictures)
+        examples = []
+        for example in encoding(host, pictures):
+            examples.append(example)
+            yield Encoded(len(examples), len(pictures))
         take = preview and folder and _taking(preview, host, learnable, settings, examples[0], folder, texts)
         every, shown = preview.every if preview and take else 0, set()
         largest = max((example.latent for example in examples), key=torch.numel)
@@ -138,7 +155,10 @@ def learn(
                     if every and isinstance(event, Step) and event.step % every == 0 and not training.is_over:
                         yield from taken(training, event.learnt)
         assert ended is not None
+        evaluations = training.evaluations
         del training  # what it holds of the device's memory is for the preview now
+        if folder is not None:
+            ended = replace(ended, verdict=_judged(host, learnable.embedding, ended, evaluations))
         if take and ended.learnt and ended.learnt.step not in shown:  # as it is where it is ended early
             yield from _at_the_end(host, take, ended)
         if folder is not None:
@@ -185,9 +205,49 @@ def _told(
     return {**told, **({"before": befores} if befores else {})}
 
 
-def _note_end(folder: RunFolder, ended: Ended) -> None:
+def _judged(host: Host, before: Embedding, ended: Ended, evaluations: Sequence[tuple[int, float]]) -> Verdict | None:
+    """What to think of the result, said in the log; None where there is none, and, with a line there, where looking at
+    it goes wrong. evaluations: (step, fixed loss) of each time it was taken."""
+    learnt = ended.learnt
+    if learnt is None:
+        return None
+    taken, start = dict(evaluations), before.step or 0
+    fixed_loss = (taken[start], taken[learnt.step]) if start in taken and learnt.step in taken else None
     try:
-        folder.note(ended={"step": ended.learnt.step if ended.learnt else None})
+        judged = verdict(before, learnt, host.word_norms(), fixed_loss, _read_back(host, learnt, ended.path))
+    except host.interrupts:
+        log.warning("textinv: looking at the result was cancelled; what was learnt is kept.")
+        return None
+    except Exception:  # whatever the text encoders raise, hours of training do not depend on it
+        log.exception("textinv: looking at the result failed; what was learnt is kept.")
+        return None
+    log.log(
+        logging.INFO if judged.is_good else logging.WARNING,
+        f"textinv: {before.name}, step {learnt.step}: {judged.text}",
+    )
+    return judged
+
+
+def _read_back(host: Host, learnt: Embedding, path: Path | None) -> float | None:
+    """See `Host.read_back`; infinite for what is no embedding, None where there is no file, or it cannot be opened."""
+    if path is None:
+        return None
+    try:
+        return host.read_back(learnt, path)
+    except UserError as error:
+        log.warning(f"textinv: the saved file cannot be read back: {error}")
+        return math.inf
+    except OSError as error:
+        log.warning(f"textinv: whether the saved file can be read back could not be tried: {error}")
+        return None
+
+
+def _note_end(folder: RunFolder, ended: Ended) -> None:
+    facts: dict[str, Any] = {"ended": {"step": ended.learnt.step if ended.learnt else None}}
+    if ended.verdict is not None:
+        facts["result"] = ended.verdict.facts()
+    try:
+        folder.note(**facts)
     except OSError as error:
         log.warning(f"textinv: it cannot be noted in the run's folder that it has ended: {error}")
 

@@ -15,8 +15,15 @@ RESUME = ("auto", "fresh", "required")
 EARLY_STOP = ("off", "patience", "dvar")
 # What changes nothing that is learnt by a step.
 UNDECIDING = (
-    "steps", "save_every", "gradient_checkpointing", "resume", "evaluate_every", "early_stop", "patience", "keep"
-)  # fmt: skip
+    "steps",
+    "save_every",
+    "keep",
+    "gradient_checkpointing",
+    "resume",
+    "evaluate_every",
+    "early_stop",
+    "patience",
+)
 # The least and the most of each number that has both.
 RANGES = {
     "steps": (1, 1_000_000),
@@ -100,7 +107,7 @@ class TrainSettings:
         str,
         Doc(
             "Half the memory for activations, or less, for about half as much time again. auto turns it on when memory "
-            "runs out."
+            "runs out. What is still too much is computed in smaller batches."
         ),
     ] = "auto"
     save_every: Annotated[
@@ -145,7 +152,7 @@ class TrainSettings:
     ] = "off"
     patience: Annotated[
         int, Doc("With early_stop patience: after how many evaluations without a new lowest fixed loss to end.")
-    ] = 5
+    ] = 3
 
     def __post_init__(self):
         if not self.template:
