@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from textinv_core.embedding import Embedding
-from textinv_core.hosts.base import Encoder, Host, Lookup
+from textinv_core.hosts.base import Encoder, Host, Lookup, Sampling
 from textinv_core.hosts.marks import mark
 from textinv_core.noise import NoiseSchedule
 from textinv_core.picture import Picture
@@ -227,16 +227,19 @@ class FakeEncoder(Encoder):
 class FakeHost(Host):
     """A host with a `FakeModel`, whose latents are its pictures with a fourth of the sides.
 
-    sampling: what `sample` gives, or raises. did: what it was asked to do, in order. number: tells hosts apart where
-    latents are kept.
+    sampling: what `sample` gives, or raises. did: what it was asked to do, in order. sampled: how it was, last. number:
+    tells hosts apart where latents are kept.
     """
 
     model: FakeModel = field(default_factory=FakeModel)
     sampling: Any = None
     did: list[str] = field(default_factory=list)
     number: int = field(default_factory=itertools.count().__next__)
+    sampled: Sampling | None = None
     called = "fake model"
     interrupts = (Interrupted,)
+    samplers = ("euler", "dpmpp_2m")
+    schedulers = ("normal", "karras")
     encoder_name = "FakeEncoder"
     latent_multiple = 4
 
@@ -258,9 +261,10 @@ class FakeHost(Host):
     def sample(self, prompts, seeds, shape, sampling, embeddings=()) -> Tensor:
         known = [embedding.step for embedding in embeddings]
         self.did.append(f"sample {prompts} of {list(shape)} with {known}, seeds {seeds}, {sampling.steps} steps")
+        self.sampled = sampling
         if isinstance(self.sampling, BaseException):
             raise self.sampling
-        return torch.full((1, 8, 8, 3), 0.5) if self.sampling is None else self.sampling
+        return torch.full((1, 64, 64, 3), 0.5) if self.sampling is None else self.sampling
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> Any:
         self.did.append("load")

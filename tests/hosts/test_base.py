@@ -88,6 +88,8 @@ class SmallHost(Host):
     def decode(self, latents):
         raise NotImplementedError
 
+    samplers = schedulers = ()
+
     def sample(self, prompts, seeds, shape, sampling, embeddings=()):
         raise NotImplementedError
 

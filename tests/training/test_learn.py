@@ -7,18 +7,22 @@ import weakref
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.fakes import FakeHost, FakeModel, Interrupted, fake_embedding, fake_pictures, same, train
 from textinv_core import load_embedding
 from textinv_core.embedding import Embedding
 from textinv_core.errors import UserError
+from textinv_core.hosts.base import Sampling
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.evaluation import split
 from textinv_core.training.examples import encoded_examples
-from textinv_core.training.learn import Encoded, Preview, Previewed, Started, learn
+from textinv_core.training.learn import Encoded, Started, learn
 from textinv_core.training.parallel import Processes
+from textinv_core.training.preview import Preview, Previewed
 from textinv_core.training.run import Ended, Saved
 from textinv_core.training.settings import TrainSettings
 from textinv_core.training.training import Step, Training
@@ -126,7 +130,9 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         "evaluate_every": 0,
         "held_out": 1,
         "early_stop": "off",
-        "patience": 5,
+        "patience": 3,
+        "keep": 0,
+        "preview": None,
         "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
         "embedding": "cat",
         "pictures": 4,
@@ -165,6 +171,8 @@ def test_processes_but_the_first_leave_nothing(tmp_path):
         ({"pictures": []}, "no pictures"),
         ({"pictures": fake_pictures(1, 3, 9)}, "9x3 pixels is too small"),
         ({"processes": Processes(0, 2)}, "2 processes cannot share 1 batches"),
+        ({"preview": Preview(sampler="dmp")}, "preview_sampler cannot be 'dmp'"),
+        ({"preview": Preview(width=66)}, "multiples of 4"),
     ],
 )
 def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
@@ -179,10 +187,19 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
 
 def test_a_preview_shows_what_was_learnt(tmp_path):
     host = FakeHost()
-    started, *_, previewed, _ = events(tmp_path, host, told=settings(seed=9), preview=Preview("two [name]", 7))
-    assert previewed.pictures.shape == (1, 8, 8, 3)
-    assert host.did[-1] == "sample ['two embedding:cat'] of [3, 4, 6] with [3], seeds [9], 7 steps"
-    assert "images/cat-3.png" in files(started.folder.path)
+    told = Preview(0, "two [name]", "snow", "dpmpp_2m", "karras", 7, 3.5, 11)
+    started, *_, previewed, ended = events(tmp_path, host, told=settings(seed=9), preview=told)
+    assert previewed.step == 3 and previewed.pictures.shape == (1, 64, 64, 3)
+    assert host.did[-1] == "sample ['two embedding:cat'] of [3, 4, 6] with [3], seeds [11], 7 steps"
+    assert host.sampled == Sampling(7, 3.5, "snow", "dpmpp_2m", "karras")
+    assert previewed.path == started.folder.path / "images" / "cat-3.png"
+    with Image.open(previewed.path) as picture:
+        assert picture.text["parameters"] == (
+            "two embedding:cat\nNegative prompt: snow\n"
+            "Steps: 7, Sampler: dpmpp_2m, CFG scale: 3.5, Seed: 11, Size: 64x64"
+        )
+    in_picture = load_embedding(started.folder.path / "image_embeddings" / "cat-3.png")
+    assert same(in_picture, ended.learnt)
     events(tmp_path, host, preview=Preview())
     assert host.did[-1].startswith("sample ['embedding:cat, picture-0']")
 
@@ -229,7 +246,125 @@ def test_a_preview_that_cannot_be_written_is_shown(tmp_path, monkeypatch):
 
     monkeypatch.setattr("textinv_core.training.folder.save_picture", full)
     *_, previewed, ended = events(tmp_path, preview=Preview())
-    assert isinstance(previewed, Previewed) and isinstance(ended, Ended)
+    assert isinstance(previewed, Previewed) and isinstance(ended, Ended) and previewed.path is None
+
+
+@pytest.mark.parametrize(
+    ("size", "cells"), [((), [3, 4, 6]), ((32, 0), [3, 4, 8]), ((0, 32), [3, 8, 6]), ((12, 20), [3, 5, 3])]
+)
+def test_a_preview_is_as_large_as_it_was_told_or_as_the_first_picture(tmp_path, size, cells):
+    host = FakeHost()
+    events(tmp_path, host, preview=Preview(**dict(zip(("width", "height"), size, strict=False))))
+    assert f"of {cells} with" in host.did[-1]
+
+
+def test_texts_for_its_file_are_taken_as_they_are(tmp_path):
+    for texts in ({"prompt": "{}", "workflow": "[]"}, {}):
+        *_, previewed, _ = events(tmp_path, told=settings(resume="fresh"), preview=Preview(), texts=texts)
+        with Image.open(previewed.path) as picture:
+            assert picture.text == texts
+
+
+def test_the_file_has_the_pixels_that_the_host_would_save(tmp_path):
+    sampled = torch.rand(1, 64, 64, 3)
+    *_, previewed, _ = events(tmp_path, FakeHost(sampling=sampled), preview=Preview())
+    # As in ComfyUI's SaveImage.
+    theirs = np.clip(255.0 * sampled[0].numpy(), 0, 255).astype(np.uint8)
+    with Image.open(previewed.path) as picture:
+        assert np.array_equal(np.asarray(picture), theirs)
+
+
+def test_a_picture_that_cannot_hold_the_embedding_is_kept_without(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("textinv_core.formats.image_embedding.MAX_PIXELS", 10)
+    started, *_, previewed, _ = events(tmp_path, preview=Preview())
+    assert previewed.path.is_file() and not [*started.folder.path.glob("image_embeddings/*")]
+    assert "64 x 64 cannot hold the embedding" in caplog.text
+
+
+class Strict(FakeHost):
+    """Its models are good once: inside the `trainable` they come from. Generating draws from the random state."""
+
+    def _load(self, latent, batch_size, stack):
+        super()._load(latent, batch_size, stack)
+        self.model = model = FakeModel()
+        stack.callback(setattr, model, "change", None)
+        return model
+
+    def sample(self, *arguments):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return super().sample(*arguments)
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": "on"}, {"gradient_accumulation": 2, "batch_size": 2}])
+def test_previews_on_the_way_change_nothing_that_is_learnt(tmp_path, more):
+    told, shuffle, host = settings(5, **more), ShuffleConfig("all"), Strict()
+    before = torch.get_rng_state()
+    with_previews = events(tmp_path / "with", host, told=told, shuffle=shuffle, preview=Preview(2))
+    without = events(tmp_path / "without", told=told, shuffle=shuffle)
+    assert same(with_previews[-1].learnt, without[-1].learnt) and with_previews[-1].losses == without[-1].losses
+    assert torch.equal(torch.get_rng_state(), before)
+    kinds = [type(event) for event in with_previews]
+    assert kinds == [Started, Step, Step, Previewed, Saved, Step, Step, Previewed, Saved, Step, Previewed, Ended]
+    assert [event.step for event in with_previews if isinstance(event, Previewed)] == [2, 4, 5]
+    # Each with what was learnt by its step, and while the host had its model back.
+    sampled = [place for place, what in enumerate(host.did) if what.startswith("sample")]
+    assert [host.did[place - 1] for place in sampled] == ["unload"] * 3 and host.did.count("load") == 3
+    assert [f"with [{step}]" in host.did[place] for place, step in zip(sampled, (2, 4, 5), strict=True)] == [True] * 3
+    for step in (2, 4):
+        copy = load_embedding(with_previews[0].folder.copy("cat", step))
+        assert same(load_embedding(with_previews[0].folder.path / f"image_embeddings/cat-{step}.png"), copy)
+    assert host.model.checkpointed == (told.gradient_checkpointing == "on")
+
+
+def test_a_preview_on_the_way_that_fails_costs_nothing_else(tmp_path, caplog):
+    host = Strict(sampling=torch.OutOfMemoryError("short"))
+    *_, ended = events(tmp_path, host, told=settings(5), preview=Preview(2))
+    assert ended.learnt.step == 5 and caplog.text.count("what was learnt is kept") == 3
+    assert "the preview of step 2 failed" in caplog.text
+
+
+@pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt])
+def test_an_interrupt_in_a_preview_on_the_way_ends_the_run_and_loses_nothing(tmp_path, error):
+    told = settings(5)
+    *_, unbroken = events(tmp_path / "unbroken", told=told)
+    host = Strict(sampling=error())
+    with pytest.raises(error):
+        events(tmp_path, host, told=told, preview=Preview(2))
+    assert host.did[-2:] == ["unload", "sample ['embedding:cat, picture-0'] of [3, 4, 6] with [2], seeds [0], 20 steps"]
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    [folder] = (tmp_path / "cat").iterdir()
+    assert load_embedding(folder / "embeddings" / "cat-2.safetensors").step == 2
+    # What was missed then is made when the run goes on.
+    host = Strict()
+    gone_on = events(tmp_path, host, told=told, preview=Preview(2))
+    assert [event.step for event in gone_on if isinstance(event, Previewed)] == [2, 4, 5]
+    assert [event.step for event in gone_on if isinstance(event, Step)] == [3, 4, 5]
+    assert same(gone_on[-1].learnt, unbroken.learnt)
+
+
+def test_at_the_end_ctrl_c_costs_the_preview_and_what_ends_the_process_does_not(tmp_path, caplog):
+    *rest, ended = events(tmp_path, FakeHost(sampling=KeyboardInterrupt()), preview=Preview())
+    assert isinstance(ended, Ended) and Previewed not in map(type, rest) and "was cancelled" in caplog.text
+
+    class Signalled(KeyboardInterrupt): ...
+
+    with pytest.raises(Signalled):
+        events(tmp_path, FakeHost(sampling=Signalled()), told=settings(seed=2), preview=Preview())
+
+
+def test_previews_of_steps_done_before_are_not_made_again(tmp_path):
+    told = settings(4)
+    events(tmp_path, told=told, preview=Preview(2))
+    gone_on = events(tmp_path, told=settings(7), preview=Preview(2))
+    assert [event.step for event in gone_on if isinstance(event, Previewed)] == [6, 7]
+    other = Preview(2, "a [name]")
+    for preview, made in ((Preview(2), []), (Preview(3), []), (other, [7]), (other, [])):
+        host = FakeHost()
+        again = events(tmp_path, host, told=settings(7), preview=preview)
+        assert [event.step for event in again if isinstance(event, Previewed)] == made
+        assert "load" not in host.did and isinstance(again[-1], Ended)
+    assert sorted(again[0].folder.previews()) == [2, 4, 6, 7]
 
 
 def test_frames_of_a_video_are_previewed(tmp_path):

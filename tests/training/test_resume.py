@@ -80,7 +80,7 @@ def test_more_steps_go_on_and_both_are_said(tmp_path, unbroken):
     [folder] = folders(tmp_path / "run")
     told = json.loads((folder / "settings.json").read_text())
     assert told["steps"] == 20 and told["save_every"] == 5
-    assert told["before"] == [{"until_step": 6, "steps": 6, "save_every": 0}]
+    assert told["before"] == [{"until_step": 6, "steps": 6, "save_every": 0, "preview": None}]
     assert csv(tmp_path / "run") == csv(tmp_path / "unbroken")
 
 

@@ -916,6 +916,14 @@ def test_who_decides_on_checkpoints_gets_halves_at_once(checkpointing, times):
     assert (model.checkpointed, sizes(model)) == (times, [0, 2, 2])
 
 
+def test_the_fixed_loss_is_taken_in_parts_too_and_needs_no_checkpoints():
+    learnable, told = LearnableEmbedding(fake_embedding(4)), settings(40, batch_size=4, evaluate_every=20)
+    plain, short = FakeModel(), little_memory(2)
+    losses = [Training(model, fake_examples(4), learnable, told).evaluate().loss for model in (plain, short)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert short.checkpointed == 0 and sizes(short)[:3] == [0, 2, 2] and sizes(short).count(0) == 1
+
+
 def test_half_precision_scales_each_part():
     arguments = fake_examples(4), fake_embedding(), settings(4, batch_size=4)
     half = {"dtype": torch.float16, "change": faint(FP16)}

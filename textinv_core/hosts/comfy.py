@@ -37,6 +37,8 @@ from .precision import dtype_of
 
 # Attentions of the host that cannot be trained through: gradients end there, or it fails.
 WITHOUT_BACKWARD = {"attention_sage", "attention3_sage", "attention_flash", "attention_comfy_kitchen_int8"}
+# What pictures are generated with where nothing is said.
+SAMPLER, SCHEDULER = "euler", "normal"
 
 
 # Text encoders and their embeddings
@@ -326,6 +328,14 @@ class ComfyHost(Host):
         pixels = self._vae.decode(latents)
         return pixels.reshape(-1, *pixels.shape[-3:])
 
+    @property
+    def samplers(self) -> list[str]:
+        return comfy.samplers.KSampler.SAMPLERS
+
+    @property
+    def schedulers(self) -> list[str]:
+        return comfy.samplers.KSampler.SCHEDULERS
+
     @torch.random.fork_rng()  # the host seeds the global generators
     def sample(
         self,
@@ -335,16 +345,18 @@ class ComfyHost(Host):
         sampling: Sampling,
         embeddings: Sequence[Embedding] = (),
     ) -> Tensor:
-        clip = self.apply(*embeddings)
+        """One by one, each of them as CLIPTextEncode, EmptyLatentImage, KSampler and VAEDecode make it, to the bit."""
+        clip, management = self.apply(*embeddings), comfy.model_management
         unwanted = clip.encode_from_tokens_scheduled(clip.tokenize(sampling.negative))
-        empty = torch.zeros(1, *shape)
+        empty = torch.zeros(1, *shape, device=management.intermediate_device(), dtype=management.intermediate_dtype())
+        empty = comfy.sample.fix_empty_latent_channels(self._model, empty)
+        how = sampling.steps, sampling.guidance, sampling.sampler or SAMPLER, sampling.scheduler or SCHEDULER
         pictures = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             wanted = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
             noise = comfy.sample.prepare_noise(empty, seed)
-            sampler = sampling.steps, sampling.guidance, "euler", "normal"
             latents = comfy.sample.sample(
-                self._model, noise, *sampler, wanted, unwanted, empty, seed=seed, disable_pbar=True
+                self._model, noise, *how, wanted, unwanted, empty, seed=seed, disable_pbar=True
             )
             pictures.append(self.decode(latents))
         return torch.cat(pictures)

@@ -162,6 +162,18 @@ class Training:
         """Where the model computes."""
         return self._model.device
 
+    @property
+    def model(self) -> TrainableModel:
+        """What is trained on. Another one, of the same host, may take its place between steps: a `TrainableModel` is no
+        good once its `Host.trainable` has been left."""
+        return self._model
+
+    @model.setter
+    def model(self, model: TrainableModel) -> None:
+        self._model = model
+        if self._is_checkpointing:
+            model.checkpoint_activations()
+
     def learnt(self) -> Any:
         """What has been learnt by the last step that is done and good; None if that is nothing."""
         step, tensors = self._learnt
@@ -348,7 +360,7 @@ class Training:
 
     def _make_room(self, examples: Sequence[Example], reason: str) -> None:
         at_once = min(self._at_once, len(examples))
-        if self._may_checkpoint:
+        if self._may_checkpoint and torch.is_grad_enabled():
             self._checkpoint()
             log.warning(
                 "textinv: memory has run out. The training goes on with gradient_checkpointing, which needs less of it "
