@@ -2,7 +2,7 @@
 
 import json
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..textinv_core.training.settings import (
     TrainSettings,
 )
 from ..textinv_core.training.training import Step
+from .routes import finishable
 from .types import CATEGORY, EmbeddingType, ShuffleType, sentence, setting
 
 
@@ -211,7 +212,8 @@ class TextInvTrainEmbedding(io.ComfyNode):
             preview=preview,
             texts=_metadata(cls.hidden),
         )
-        with closing(events):
+        with ExitStack() as stack:
+            stack.enter_context(closing(events))
             for event in events:
                 match event:
                     case Encoded():
@@ -219,6 +221,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                         PromptServer.instance.send_progress_text(str(event), cls.hidden.unique_id)
                     case Started():
                         started = event
+                        stack.enter_context(finishable(cls.hidden.unique_id, event.finish))
                     case Step():
                         bar.update_absolute(event.step, event.last_step)
                         PromptServer.instance.send_progress_text(str(event), cls.hidden.unique_id)
@@ -227,6 +230,8 @@ class TextInvTrainEmbedding(io.ComfyNode):
                     case Ended():
                         outputs |= {"embedding": event.learnt, "loss": {"loss": event.losses}}
                         outputs["best"] = event.best or event.learnt
+                        if event.verdict is not None:
+                            PromptServer.instance.send_progress_text(event.verdict.text, cls.hidden.unique_id)
         assert started is not None and started.folder is not None  # the first event, of the only process
         steps = range((started.embedding.step or 0) + 1, outputs["embedding"].step + 1)
         previews = all_of(started.folder, steps, made) if preview.steps else []

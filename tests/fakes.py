@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from textinv_core.embedding import Embedding
+from textinv_core.formats import load_embedding
 from textinv_core.hosts.base import Encoder, Host, Lookup, Sampling
 from textinv_core.hosts.marks import mark
 from textinv_core.noise import NoiseSchedule
@@ -219,8 +220,8 @@ class FakeEncoder(Encoder):
     def tokens(self, text: str) -> list[tuple[int, float]]:
         return [(zlib.crc32(word.encode()), 1.0) for word in text.split()]
 
-    def vectors(self, token: int) -> Tensor:
-        return fixed(token, 1, self.width, dtype=torch.float32)
+    def vectors(self, tokens: Sequence[int]) -> Tensor:
+        return torch.cat([fixed(token, 1, self.width, dtype=torch.float32) for token in tokens])
 
 
 @dataclass
@@ -246,6 +247,13 @@ class FakeHost(Host):
     @property
     def encoders(self) -> dict[str, FakeEncoder]:
         return {key: FakeEncoder(width) for key, width in WIDTHS.items()}
+
+    def _encoded(self, embedding: Embedding) -> list[Tensor]:
+        return [embedding.vectors[key] for key in WIDTHS]
+
+    def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
+        self.did.append(f"read {file.name}")
+        return self._encoded(load_embedding(file))
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
         if self.did[-1:] != ["encode"]:

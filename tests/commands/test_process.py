@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import environment
+from textinv_core.commands import process
 
 ON_POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor /dev/full")
 
@@ -45,6 +46,64 @@ except KeyboardInterrupt as stopped:
 def test_what_is_ignored_stays_so():
     nohup = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     assert run("signal.raise_signal(signal.SIGHUP); print('there')", before=nohup).stdout == b"there\n"
+
+
+CTRL_C = """
+import time
+def pressed(): signal.raise_signal(signal.SIGINT)
+def finish():
+    print("finish")
+    return {can}
+before = signal.getsignal(signal.SIGINT)
+try:
+    with process.heeding_the_first(finish, "The last one."):
+        pressed(); pressed(); print("on")
+        if {again}:
+            time.sleep({wait}); pressed(); print("never")
+except KeyboardInterrupt:
+    print("stopped")
+print(signal.getsignal(signal.SIGINT) is before)
+"""
+
+
+@ON_POSIX
+@pytest.mark.parametrize(
+    ("can", "again", "printed", "said"),
+    [
+        (True, False, "finish on True", "The last one."),
+        (True, True, "finish on stopped True", "The last one."),
+        (False, False, "finish stopped True", ""),
+    ],
+)
+def test_the_first_ctrl_c_finishes_what_can_be_and_the_next_stops(can, again, printed, said):
+    """What comes twice at once is one: wrappers pass it on to those who have it already."""
+    code = CTRL_C.format(can=can, again=again, wait=process.ONE_PRESS + 0.1)
+    done = run(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    assert (done.stdout.decode().split(), done.stderr.decode()) == (printed.split(), said)
+
+
+@ON_POSIX
+def test_ctrl_c_that_is_ignored_finishes_nothing():
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    assert run(CTRL_C.format(can=True, again=False, wait=0), before=ignored).stdout.split() == [b"on", b"True"]
+
+
+@ON_POSIX
+def test_ctrl_c_in_the_midst_of_writing_finishes():
+    """A signal's handler that used the stream too would fail."""
+    code = """
+import threading, time
+def press():
+    for _ in range(20):
+        time.sleep(0.02); os.kill(os.getpid(), signal.SIGINT)
+with process.heeding_the_first(lambda: True, "The last one."):
+    thread = threading.Thread(target=press); thread.start()
+    while thread.is_alive():
+        print("x" * 100, file=sys.stderr, flush=True)
+    thread.join()
+"""
+    done = run(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    assert done.returncode == 0 and done.stderr.count(b"The last one.") == 1
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

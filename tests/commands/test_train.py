@@ -16,6 +16,7 @@ pytest.importorskip("diffusers")
 from textinv_core import Embedding, load_embedding, save_embedding
 from textinv_core.commands import inputs
 from textinv_core.commands.inputs import load_model
+from textinv_core.commands.process import ONE_PRESS
 from textinv_core.hosts import diffusers as host
 from textinv_core.hosts.base import Sampling
 from textinv_core.images import load_image, save_picture
@@ -230,22 +231,29 @@ def test_what_fails_ends_with_1(textinv, world, tmp_path):
 # Interrupts
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be sent Ctrl-C by itself")
+ON_POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be sent signals by itself")
+
+
+def reach(process, step):
+    """Wait until a process has done a step."""
+    for line in process.stdout:
+        if json.loads(line).get("step", 0) >= step:
+            return
+
+
+@ON_POSIX
 @pytest.mark.parametrize(
     ("name", "times", "status"),
     [
-        ("SIGINT", 2, 130),  # wrappers may send it to the process, and to its group
-        pytest.param("SIGTERM", 1, 143, marks=pytest.mark.long),
-        pytest.param("SIGHUP", 2, 129, marks=pytest.mark.long),
+        ("SIGTERM", 2, 143),  # wrappers may send it to the process, and to its group
+        pytest.param("SIGHUP", 1, 129, marks=pytest.mark.long),
     ],
 )
 def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(
     start, ended, textinv, world, tmp_path, monkeypatch, name, times, status
 ):
     process = start("train", *world.flags, "--name", "my-cat", "--steps", 100_000, "--json")
-    for line in process.stdout:
-        if json.loads(line).get("step", 0) >= 3:
-            break
+    reach(process, 3)
     for _ in range(times):
         process.send_signal(getattr(signal, name))
         time.sleep(0.02)  # the second while what the first has begun is under way
@@ -269,13 +277,81 @@ def test_an_interrupt_keeps_what_was_learnt_and_says_how_to_go_on(
     assert (done["name"], done["step"]) == ("my-cat", step + 2)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be sent SIGTERM by itself")
-def test_a_signal_before_the_first_step_ends_with_a_sentence(start, ended, world):
+@ON_POSIX
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_first_step_ends_with_a_sentence(start, ended, world, number, status):
     process = start("train", *world.flags, "--name", "cat")
     next(process.stdout)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     stopped = ended(process)
-    assert (stopped.code, stopped.err) == (143, "Stopped.\n")
+    assert (stopped.code, stopped.err) == (status, "Stopped.\n")
+
+
+@ON_POSIX
+def test_the_first_ctrl_c_finishes_and_the_same_command_goes_on(start, ended, textinv, world, tmp_path, monkeypatch):
+    told = ("train", *world.flags, "--name", "my-cat", "--steps", 100_000, "--json")
+    process = start(*told)
+    reach(process, 3)
+    for _ in range(2):  # wrappers may send it to the process, and to its group
+        process.send_signal(signal.SIGINT)
+    finished = ended(process)
+    assert finished.code == 0 and "Traceback" not in finished.err
+    assert finished.err.count("Finishing after this step. Ctrl-C once more stops at once.") == 1
+    *_, evaluated, said, done = finished.facts
+    step = finished.event("step")["step"]
+    assert (evaluated["event"], said["event"], done["event"]) == ("evaluated", "finish", "done") and step >= 3
+    assert evaluated["step"] == said["step"] == done["step"] == step and done["verdict"]["is_read"]
+    assert load_embedding(tmp_path / done["embedding"]).step == step
+    assert f"To go on with the other {100_000 - step}, type:\n{done['go_on']}" in finished.err
+
+    *_, program, command = done["go_on"].partition("-m textinv_core ")
+    assert program
+    monkeypatch.chdir(tmp_path)
+    again = textinv(*shlex.split(command), "--steps", step + 2)
+    assert again.event("start")["step"] == step and again.event("done")["folder"] == done["folder"]
+    assert again.code == 0 and "go_on" not in again.event("done")
+
+
+@ON_POSIX
+def test_the_second_ctrl_c_stops_in_the_midst_of_a_step(start, ended, world, tmp_path):
+    """One of 50 batches, which takes some seconds."""
+    slow = ("--gradient-accumulation", 50, "--batch-size", 4)
+    process = start("train", *world.flags, "--name", "cat", "--steps", 100, *slow, "--json")
+    reach(process, 1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(ONE_PRESS + 0.1)
+    for _ in range(2):  # the second while what the first has begun is under way
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    stopped = ended(process)
+    assert stopped.code == 130 and "Traceback" not in stopped.err
+    assert load_embedding(tmp_path / stopped.event("saved")["path"]).step == 1
+    assert stopped.event("error")["go_on"] in stopped.err
+
+
+@pytest.mark.long
+@ON_POSIX
+def test_ctrl_c_ends_a_list_with_the_job_it_has_finished(start, ended, textinv, world, tmp_path, monkeypatch):
+    jobs = '[train]\nsteps = 100_000\n[[job]]\nname = "cat"\n[[job]]\nname = "dog"'
+    (tmp_path / "pets.toml").write_text(toml(world, tmp_path / "out") + "\n" + jobs)
+    process = start("train", "pets.toml", "--json")
+    reach(process, 3)
+    process.send_signal(signal.SIGINT)
+    finished = ended(process)
+    assert finished.code == 0 and "Traceback" not in finished.err
+    step = finished.event("finish")["step"]
+    assert {each["name"] for each in finished.facts} == {"cat"}
+    assert f"cat: finished early, at step {step}. It is kept in {run_folder(tmp_path / 'out')}" in finished.err
+    assert not (tmp_path / "out" / "textual_inversion" / "cat" / "job.json").exists()
+    assert not (tmp_path / "out" / "cat.safetensors").exists()  # a job may wait for this one's whole result
+
+    text = (tmp_path / "pets.toml").read_text().replace("100_000", str(step + 1))
+    (tmp_path / "pets.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    again = textinv("train", "pets.toml", "--json")
+    assert again.code == 0
+    assert [each["step"] for each in again.facts if each["event"] == "start"] == [step, 0]
+    assert [each["step"] for each in again.facts if each["event"] == "done"] == [step + 1] * 2
 
 
 @pytest.mark.long
@@ -347,6 +423,20 @@ def test_processes_that_share_a_training_leave_what_one_does(start, ended, texti
     assert run_folder(tmp_path / "shared")
     one, two = (load_embedding(tmp_path / how / "cat.safetensors").vectors for how in ("alone", "shared"))
     assert torch.equal(one["clip_l"], two["clip_l"])
+
+
+@pytest.mark.long
+@ON_POSIX
+def test_ctrl_c_finishes_all_processes_that_share_a_training(start, ended, world, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    told = ("train", *world.flags, "--name", "cat", "--steps", 100_000, "--json")
+    process = start(*told, launcher=launcher)
+    reach(process, 3)
+    process.send_signal(signal.SIGINT)  # to the launcher, which passes it on
+    finished = ended(process)
+    said, done = finished.event("finish"), finished.event("done")
+    assert load_embedding(tmp_path / done["embedding"]).step == said["step"] == finished.event("step")["step"]
+    assert "has ended or does not answer" not in finished.err
 
 
 def test_processes_that_cannot_share_a_step_end_with_2_and_leave_nothing(

@@ -41,6 +41,9 @@ def test_a_family_nothing_was_written_for(inside):
     assert found["learnt"] == {"clip_l": True, "clip_g": True, "t5xxl": True}
     assert found["losses"][-1] < 0.8 * found["losses"][0]
     assert found["velocity"] == 3.0  # noise - latent
+    same, other = found["off"]
+    assert same == 0 and other > 0.001
+    assert set(found["norms"]) == set(found["widths"]) and min(found["norms"].values()) > 0.5
 
 
 def test_pictures_on_a_model_for_videos(inside):

@@ -3,6 +3,8 @@
 import json
 import shutil
 import time
+import urllib.error
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -253,3 +255,40 @@ def test_a_folder_that_cannot_be_written_into_costs_no_output(server, pictures):
     assert entry["status"]["status_str"] == "success", json.dumps(entry["status"])
     assert saved_step(server, "full") == 300
     assert server.log_text().count("cannot write into the run's folder") == 1
+
+
+def test_a_training_can_be_finished_and_the_graph_goes_on(server, pictures):
+    prompt = server.post(graph("finished", steps=100_000, preview_steps=0))
+    root = server.base / "output" / "textual_inversion" / "finished"
+    while not (found := list(root.glob("*/*.csv"))) or found[0].read_text().count("\n") < 4:
+        time.sleep(0.05)
+
+    def ask(body=b'{"node": "train"}', method="POST", **headers):
+        headers = {"Content-Type": "application/json", **{key.replace("_", "-"): text for key, text in headers.items()}}
+        request = urllib.request.Request(f"{server.url}/textinv/finish", body, headers, method=method)
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    refused = [
+        ask(method="GET", body=None),
+        ask(Content_Type="text/plain"),
+        ask(Origin="null"),
+        ask(Sec_Fetch_Site="same-site"),
+        ask(b" " * 2000),
+        ask(b'{"node": "save"}'),
+    ]
+    assert [status for status, _ in refused] == [404, 415, 403, 403, 413, 404]
+    assert "'save' is not training" in refused[-1][1]
+    assert server.get("/queue")["queue_running"]
+
+    status, said = ask()
+    assert status == 200 and "node train ends after this step" in said
+    assert server.wait(prompt)["status"]["status_str"] == "success"
+    settings = json.loads((run_folder(server, "finished") / "settings.json").read_text())
+    step = settings["ended"]["step"]
+    assert 3 <= step < 100_000 and saved_step(server, "finished") == step
+    assert settings["result"]["is_read"] and settings["result"]["text"] in server.log_text()
+    assert ask()[0] == 404

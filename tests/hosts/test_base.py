@@ -1,8 +1,10 @@
 """What is the same for all hosts, on one that does next to nothing."""
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from textinv_core.embedding import Embedding
 from textinv_core.errors import UserError
+from textinv_core.hosts import base
 from textinv_core.hosts.base import Encoder, Host, Known, Occurrences, TrainableModel
 
 # Word -> its weight, where that is not 1.
@@ -27,8 +30,8 @@ class SmallEncoder(Encoder):
         row = torch.full((self.width,), 7.0, dtype=torch.float16)
         return [(row if word == "known" else len(word), WEIGHTS.get(word, 1.0)) for word in text.split()]
 
-    def vectors(self, token):
-        return self.table.weight.detach()[token : token + 1].float()
+    def vectors(self, tokens):
+        return self.table.weight.detach()[list(tokens)].float()
 
 
 class Block(nn.Module):
@@ -85,6 +88,12 @@ class SmallHost(Host):
     def encode(self, images):
         raise NotImplementedError
 
+    def _encoded(self, embedding):
+        return self.handed
+
+    def _encoded_from(self, file, embedding):
+        return self.reads
+
     def decode(self, latents):
         raise NotImplementedError
 
@@ -109,6 +118,34 @@ def embedding(name: str = "cat", **shapes: tuple[int, int]) -> Embedding:
 
 
 # Embeddings
+
+
+def test_a_usual_word_s_norm_is_the_median_of_tokens_from_all_over_the_vocabulary(monkeypatch):
+    host = SmallHost()
+    with torch.no_grad():
+        host.encoders["clip_l"].table.weight[:] = torch.arange(12.0)[:, None] * torch.tensor([0.6, 0.8, 0, 0])
+    norms = host.word_norms()
+    assert norms["clip_l"] == pytest.approx(5)
+    assert norms["clip_g"] == pytest.approx(float(host.encoders["clip_g"].table.weight.norm(dim=1).median()))
+    monkeypatch.setattr(base, "MEASURED_TOKENS", 5)
+    assert host.word_norms()["clip_l"] == pytest.approx(3)  # of 0, 3, 6 and 9 the lower middle
+
+
+@pytest.mark.parametrize(
+    ("read", "off"),
+    [
+        ([torch.tensor([1.0, -4.0]), torch.tensor([2.0])], 0),
+        ([torch.tensor([1.5, -4.0]), torch.tensor([2.0])], 0.125),
+        ([torch.tensor([1.0, -4.0]), torch.tensor([1.0])], 0.5),
+        ([torch.tensor([1.0, -4.0])], math.inf),
+        ([torch.tensor([1.0, -4.0]), torch.tensor([2.0, 2.0])], math.inf),
+        ([torch.tensor([1.0, math.nan]), torch.tensor([2.0])], math.inf),
+    ],
+)
+def test_reading_back_tells_how_far_off_it_is(read, off):
+    host = SmallHost()
+    host.handed, host.reads = [torch.tensor([1.0, -4.0]), torch.tensor([2.0])], read
+    assert host.read_back(embedding(clip_l=(1, 4)), Path("cat.safetensors")) == off
 
 
 def test_widths_are_the_tables():

@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 from tests.fakes import train  # noqa: E402
 from textinv_core.embedding import Embedding  # noqa: E402
 from textinv_core.errors import UserError  # noqa: E402
+from textinv_core.formats import save_embedding  # noqa: E402
 from textinv_core.hosts.base import Sampling  # noqa: E402
 from textinv_core.hosts.diffusers import Condition, PipelineHost, load  # noqa: E402
 from textinv_core.picture import Picture  # noqa: E402
@@ -514,6 +515,36 @@ def test_training(host):
     with host.trainable(latent, 2) as model:
         *_, last = train(model, examples, embedding, settings)
     assert all((last.learnt.vectors[key] - rows).abs().min() > 0 for key, rows in embedding.vectors.items())
+
+
+# What a run says of its file
+
+
+@pytest.mark.parametrize("n", [1, 3, 2 * WINDOW])
+def test_a_saved_file_read_by_diffusers_gives_what_was_trained(host, tmp_path, n):
+    learnt = Embedding("My-dog", vectors(host, n), 7)
+    save_embedding(learnt, file := tmp_path / "My-dog-7.safetensors")
+    before = {name: rows.clone() for name, rows in host.pipe.text_encoder.state_dict().items()}
+    words = [len(encoder.tokenizer) for encoder in host.encoders.values()]
+    state = torch.get_rng_state()
+    assert host.read_back(learnt, file) == 0
+    assert host.read_back(Embedding("My-dog", vectors(host, n, seed=2), 7), file) > 0.01
+    # And nothing of it stays in the pipeline.
+    after = host.pipe.text_encoder.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(rows, after[name]) for name, rows in before.items())
+    assert [len(encoder.tokenizer) for encoder in host.encoders.values()] == words
+    assert all(
+        e.model.config.vocab_size == e.table.weight.shape[0] == 2 * len(LETTERS) + 2 for e in host.encoders.values()
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_damaged_file_is_no_conditioning(sd, tmp_path):
+    learnt = Embedding("my-dog", vectors(sd), 7)
+    save_embedding(learnt, file := tmp_path / "my-dog.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="my-dog"):
+        sd.read_back(learnt, file)
 
 
 # Which model it is

@@ -56,7 +56,8 @@ def test_what_happens_in_order(tmp_path):
     told = events(tmp_path, host, preview=Preview())
     assert [type(event) for event in told] == [Started, Step, Step, Saved, Step, Previewed, Ended]
     # Sampling comes when the host has its model back.
-    assert host.did[:3] == ["encode", "load", "unload"] and host.did[3].startswith("sample") and len(host.did) == 4
+    assert host.did[:4] == ["encode", "load", "unload", "read cat-3.safetensors"]
+    assert host.did[4].startswith("sample") and len(host.did) == 5
 
 
 def test_pictures_are_encoded_one_after_another_before_anything_is_written(tmp_path):
@@ -75,7 +76,7 @@ def test_a_changed_rate_encodes_nothing_again(tmp_path):
     events(tmp_path, host)
     host.did.clear()
     events(tmp_path, host, told=settings(learning_rate="0.1"))
-    assert host.did == ["load", "unload"]
+    assert host.did == ["load", "unload", "read cat-3.safetensors"]
 
 
 def test_it_learns_what_the_training_alone_would(tmp_path):
@@ -113,6 +114,8 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
     assert {*digests} == {"embedding", "pictures", "captions", "masks", *FakeHost().identities()}
     assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in digests.values())
     assert re.fullmatch("[0-9a-f]{32}", written.pop("identity"))
+    result = written.pop("result")
+    assert "hardly moved" in result["text"] and result["is_read"] is True
     assert written == {
         "template": ["[name], [filewords]"],
         "steps": 2,
@@ -185,6 +188,44 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
 # The preview
 
 
+# Whether anything was learnt
+
+
+def test_the_result_is_judged_in_the_log_the_folder_and_at_the_end(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "textinv")
+    started, *_, ended = events(tmp_path, told=settings(4, learning_rate="0.5", evaluate_every=2))
+    learnt, start = ended.learnt.vectors["clip_l"], started.embedding.vectors["clip_l"]
+    moved = ended.verdict.vectors["clip_l"]
+    assert moved.distance == pytest.approx(float((learnt - start).norm(dim=1).mean()))
+    (_, first), *_, (step, last) = started.folder.fixed_losses()
+    assert step == 4 and ended.verdict.fixed_loss == pytest.approx((first, last), rel=1e-4)
+    assert ended.verdict.is_read
+    assert f"cat, step 4: {ended.verdict.text}" in caplog.text
+    assert started.folder.settings()["result"] == json.loads(json.dumps(ended.verdict.facts()))
+    # And once more when the run is asked for again; not of an earlier step.
+    assert events(tmp_path, told=settings(4, learning_rate="0.5", evaluate_every=2))[-1].verdict == ended.verdict
+    assert events(tmp_path, told=settings(2, learning_rate="0.5", evaluate_every=2))[-1].verdict is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "is_read"),
+    [
+        (Interrupted(), "looking at the result was cancelled", None),
+        (RuntimeError("no kernel"), "looking at the result failed", None),
+        (UserError("it is no embedding"), "cannot be read back: it is no embedding", False),
+        (OSError("no room"), "could not be tried: no room", None),
+    ],
+)
+def test_a_result_that_cannot_be_looked_at_is_kept(tmp_path, error, said, is_read, caplog):
+    class Host(FakeHost):
+        def _encoded_from(self, file, embedding):
+            raise error
+
+    *_, ended = events(tmp_path, Host())
+    assert ended.learnt.step == 3 and said in caplog.text
+    assert (ended.verdict and ended.verdict.is_read) == is_read
+
+
 def test_a_preview_shows_what_was_learnt(tmp_path):
     host = FakeHost()
     told = Preview(0, "two [name]", "snow", "dpmpp_2m", "karras", 7, 3.5, 11)
@@ -226,7 +267,7 @@ def test_a_preview_has_the_memory_of_the_training(tmp_path, monkeypatch):
 def test_no_preview_is_made_unasked(tmp_path):
     host = FakeHost()
     told = events(tmp_path, host)
-    assert Previewed not in map(type, told) and len(host.did) == 3
+    assert Previewed not in map(type, told) and not [did for did in host.did if did.startswith("sample")]
 
 
 @pytest.mark.parametrize(
@@ -308,6 +349,7 @@ def test_previews_on_the_way_change_nothing_that_is_learnt(tmp_path, more):
     assert kinds == [Started, Step, Step, Previewed, Saved, Step, Step, Previewed, Saved, Step, Previewed, Ended]
     assert [event.step for event in with_previews if isinstance(event, Previewed)] == [2, 4, 5]
     # Each with what was learnt by its step, and while the host had its model back.
+    host.did.remove("read cat-5.safetensors")
     sampled = [place for place, what in enumerate(host.did) if what.startswith("sample")]
     assert [host.did[place - 1] for place in sampled] == ["unload"] * 3 and host.did.count("load") == 3
     assert [f"with [{step}]" in host.did[place] for place, step in zip(sampled, (2, 4, 5), strict=True)] == [True] * 3

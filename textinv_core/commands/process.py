@@ -2,13 +2,21 @@
 
 import errno
 import io
+import os
 import select
 import signal
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 from ..signals import SIGNALS
+
+# Wrappers and launchers pass on a Ctrl-C to children that have it from the terminal already: what comes within so many
+# seconds was one.
+ONE_PRESS = 0.5
 
 
 class Signalled(KeyboardInterrupt):
@@ -37,6 +45,37 @@ def heed_signals() -> None:
     for number in SIGNALS:
         if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+
+
+@contextmanager
+def heeding_the_first(finish: Callable[[], bool], said: str) -> Iterator[None]:
+    """For the length of the block the first Ctrl-C calls `finish` and, where that returns True, says so on stderr;
+    where it returns False, and from the second one on, it does what it does outside. Nothing where it is ignored.
+
+    finish: called in the midst of anything else this thread does. To be called from the main thread.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before):
+        yield
+        return
+    first: list[float] = []
+
+    def heed(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if first and now - first[0] <= ONE_PRESS:
+            return
+        if first or not finish():
+            before(number, frame)
+            return
+        first.append(now)
+        with suppress(OSError):  # past the stream, in which this thread may be writing right now
+            os.write(2, said.encode())
+
+    signal.signal(signal.SIGINT, heed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ignore_signals() -> None:

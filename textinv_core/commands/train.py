@@ -19,7 +19,7 @@ from .flags import Flags
 from .inputs import load_model, load_pictures, own_size, starting_embedding
 from .output import FAILED, USAGE, AsJson, Report, complain, failing, logging_to_stderr, sentence
 from .plan import Plan, check_paths, facts_of
-from .process import status_of
+from .process import heeding_the_first, status_of
 from .settings_file import called, of_job, plans, read_file
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..training.folder import RunFolder
     from ..training.jobs import Job
     from ..training.parallel import Processes
+    from ..training.verdict import Verdict
 
 TRY_AGAIN = 5  # seconds between tries to write what can be written nowhere
 
@@ -93,13 +94,16 @@ def train(
     The same pictures, model, embedding and settings are the same run: asked for again, it goes on where it was stopped,
     to the bit on a CPU, and has nothing to do where it has ended. --resume fresh begins anew.
 
-    Ctrl-C keeps what was learnt and says how to go on; so do SIGTERM and SIGHUP, with which systems end what they run.
+    Ctrl-C finishes after the step in progress: the embedding is written as at the end, and the same command goes on
+    with the steps that are left. Once more, it stops at once, as SIGTERM and SIGHUP do, with which systems end what
+    they run; what was learnt is kept then too. A list of jobs ends with the one that Ctrl-C has finished.
+
     One training on several GPUs or processes, which share the pictures of each step:
 
         torchrun --nproc-per-node 2 -m textinv_core train ink.toml
 
-    Ends with 0 when done, 1 when it failed, 2 for settings it cannot use, 130 when interrupted, 143 after SIGTERM, 129
-    after SIGHUP. (torchrun ends with 1 for all of these but 0, after a report of its own.)
+    Ends with 0 when done or finished, 1 when it failed, 2 for settings it cannot use, 130 when interrupted, 143 after
+    SIGTERM, 129 after SIGHUP. (torchrun ends with 1 for all of these but 0, after a report of its own.)
     """
     report = Report(as_json, quiet=os.environ.get("RANK", "0") != "0")
     with failing(report, USAGE):
@@ -119,10 +123,13 @@ def train(
             with failing(report, USAGE, naming):
                 plan = _shared(todo[0], processes, report)
                 pictures = checked_pictures(plan, report, processes)
-            trained = train_one(plan, pictures, report, processes, _command(processes))
+            command = _command(processes) + (
+                " --resume auto" if plan.train.resume == "fresh" else ""
+            )  # the last counts
+            trained = train_one(plan, pictures, report, processes, command)
             if processes.rank == 0:
                 try:
-                    _finish(plan, trained, report)
+                    _finish(plan, trained, report, command)
                 except KeyboardInterrupt as stopped:
                     kept = f" The trained embedding is kept in {trained.copy}." if trained.copy else ""
                     raise complain(report, f"Stopped.{kept}", status_of(stopped)) from None
@@ -160,7 +167,7 @@ def _command(processes: "Processes") -> str:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gives, and where its record is."""
+    """What a training gives, and where its record is. left: how many steps a Ctrl-C has left for another time."""
 
     embedding: "Embedding"
     losses: list[float]
@@ -168,10 +175,12 @@ class Trained:
     copy: Path | None  # of the embedding, in the run's folder or elsewhere
     best: "Embedding | None"  # of the lowest fixed loss
     best_copy: Path | None
+    verdict: "Verdict | None"
+    left: int
 
 
-def _finish(plan: Plan, trained: Trained, report: Report) -> None:
-    """Leave the embedding where it is easily found, and say where."""
+def _finish(plan: Plan, trained: Trained, report: Report, command: str = "") -> None:
+    """Leave the embedding where it is easily found, and say where; and where steps are left, that `command` goes on."""
     embedding, folder = trained.embedding, trained.folder
     assert folder is not None  # as in all processes but those that only help
     path = _written(embedding, trained.copy, plan.output, folder, report)
@@ -187,11 +196,19 @@ def _finish(plan: Plan, trained: Trained, report: Report) -> None:
         {"best_step": trained.best.step, "best": str(trained.best_copy)} if trained.best and trained.best_copy else {}
     )
     facts = {"embedding": str(path), "name": embedding.name, "step": embedding.step, "folder": str(folder.path)}
-    report.facts(event="done", **facts, **best)
+    judged = {} if trained.verdict is None else {"verdict": trained.verdict.facts()}
+    left = {"go_on": command} if trained.left else {}
+    report.facts(event="done", **facts, **best, **judged, **left)
+    if trained.verdict is not None:
+        report.say(trained.verdict.text)
     report.say(f"The record of the run: {folder.path}")
     if best:
         report.say(f"The fixed loss was lowest after step {best['best_step']}: {best['best']}")
     report.say(f"The embedding, embedding:{path.stem} in prompts: {path}")
+    if trained.left:
+        report.say(
+            f"Finished early, at step {embedding.step}. To go on with the other {trained.left}, type:\n{command}"
+        )
 
 
 def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "RunFolder", report: Report) -> Path:
@@ -240,6 +257,14 @@ def _holds(path: Path, embedding: "Embedding") -> bool:
     )
 
 
+class _FinishedEarly(Exception):
+    """A job is not done, and its list is to end."""
+
+    def __init__(self, trained: Trained):
+        super().__init__()
+        self.trained = trained
+
+
 def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
     """Work a list off together with other processes. Each tells of its own jobs, and how all ended unless quiet."""
     from ..training.jobs import Job, is_done, run_jobs
@@ -258,7 +283,10 @@ def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
         plan = by_name[job.name]
         try:
             check_paths(plan)
-            _finish(plan, train_one(plan, checked_pictures(plan, own), own), own)
+            trained = train_one(plan, checked_pictures(plan, own), own)
+            if trained.left:
+                raise _FinishedEarly(trained)
+            _finish(plan, trained, own)
         except (UserError, OSError) as error:  # for the job's record, which has no other names for settings
             raise UserError(sentence(error, naming)) from error
 
@@ -266,6 +294,13 @@ def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
     take_gpu()
     try:
         outcomes = run_jobs(jobs, root, run)
+    except _FinishedEarly as early:
+        embedding = early.trained.embedding
+        own.say(
+            f"{embedding.name}: finished early, at step {embedding.step}. It is kept in {early.trained.copy}. The same "
+            f"command goes on with its other {early.trained.left} steps, and with the jobs that are not done."
+        )
+        return
     except KeyboardInterrupt as stopped:
         again = "Stopped. The same command goes on with the jobs that are not done, this one from where it stands."
         raise complain(report, again, status_of(stopped)) from None
@@ -335,8 +370,8 @@ def train_one(
 ) -> Trained:
     """Train on `pictures` as `plan` says, showing progress, in a new run folder below its output.
 
-    command: what starts this training, so that an interrupt can say what goes on with it; "" leaves interrupts to the
-    caller. Raises UserError and OSError.
+    The first Ctrl-C finishes it after the step in progress. command: what goes on with this training, for the next
+    Ctrl-C to say; "" leaves that to the caller. Raises UserError and OSError.
     """
     from ..training.learn import Started, learn
     from ..training.parallel import ALONE
@@ -351,23 +386,44 @@ def train_one(
     embedding = starting_embedding(plan, host)
     more = {"shuffle": plan.shuffle, "preview": plan.preview, "processes": processes}
     events = learn(host, pictures, embedding, plan.train, _root(plan), **more)
-    started = ended = None
-    reached = None
+    started = ended = step = None
+    is_asked = False
+
+    def finish() -> bool:
+        nonlocal is_asked
+        if started is None:
+            return False
+        is_asked = True
+        started.finish()
+        return True
+
+    said = "" if processes.rank else "\nFinishing after this step. Ctrl-C once more stops at once.\n"
     try:
-        with closing(events), showing(report, embedding.name, plan.train.steps) as show:
+        with (
+            heeding_the_first(finish, said),
+            closing(events),
+            showing(report, embedding.name, plan.train.steps) as show,
+        ):
             for event in events:
-                started = event if isinstance(event, Started) else started
-                reached = event.step if isinstance(event, Step) else reached
-                ended = event if isinstance(event, Ended) else ended
                 show(event)
+                match event:
+                    case Started():
+                        started = event
+                    case Step():
+                        step = event
+                    case Ended():
+                        ended = event
     except KeyboardInterrupt as stopped:
         if not command or processes.rank or started is None or started.folder is None:
             raise
-        if plan.train.resume == "fresh":
-            command += " --resume auto"  # of two, the last counts
+        reached = None if step is None else step.step
         raise _stopped(report, command, started.folder, embedding.name, reached, status_of(stopped)) from None
     assert started is not None and ended is not None  # the first event and the last one
-    return Trained(ended.learnt, ended.losses, started.folder, ended.path, ended.best, ended.best_path)
+    left = 0
+    if is_asked and step is not None and (left := step.last_step - step.step):
+        report.facts(event="finish", name=embedding.name, step=step.step, left=left)
+    result = ended.learnt, ended.losses, started.folder, ended.path, ended.best, ended.best_path
+    return Trained(*result, ended.verdict, left)
 
 
 def _stopped(

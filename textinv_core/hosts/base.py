@@ -5,11 +5,13 @@ of each class here.
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +26,8 @@ from .autograd import checkpointing, lean, ordinary_weights
 Lookup = Callable[[str, int], Tensor]
 # (encoder key, name in a prompt) -> the vectors [n, dim] to put there, None for a name that is not known.
 Find = Callable[[str, str], Tensor | None]
+
+MEASURED_TOKENS = 4096  # of a vocabulary, which can have a quarter of a million, to tell how long words are
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Encoder(ABC):
         """What the encoder is fed for `text`, without start and end: ids or vectors [dim], each with its weight."""
 
     @abstractmethod
-    def vectors(self, token: int) -> Tensor:
-        """What the table has for a token, float32 [1, dim] on the CPU."""
+    def vectors(self, tokens: Sequence[int]) -> Tensor:
+        """What the table has for n tokens, float32 [n, dim] on the CPU."""
 
 
 class TrainableModel(ABC):
@@ -197,7 +201,7 @@ class Host(ABC):
                     r"brackets out, or write \( and \) where they belong to the text."
                 )
             rows = [
-                token.reshape(1, -1).to("cpu", torch.float32) if isinstance(token, Tensor) else encoder.vectors(token)
+                token.reshape(1, -1).to("cpu", torch.float32) if isinstance(token, Tensor) else encoder.vectors([token])
                 for token, _ in tokens
             ]
             seen[key] = torch.cat([torch.empty(0, encoder.width), *rows])
@@ -210,6 +214,39 @@ class Host(ABC):
         Of a text with more tokens than vectors A1111 takes the first ones for CLIP-L, and samples evenly for OpenCLIP.
         """
         return create_embedding(name, self.text_vectors(init_text), vectors, keep_first="clip_l" in self.encoders)
+
+    def word_norms(self) -> dict[str, float]:
+        """Encoder key -> the norm of a usual word's vector: the median of the vocabulary's, or of `MEASURED_TOKENS` of
+        its tokens, spread evenly. CLIP-L has about 0.4."""
+        norms = {}
+        for key, encoder in self.encoders.items():
+            size = encoder.table.weight.shape[0]
+            tokens = range(0, size, -(-size // MEASURED_TOKENS))
+            norms[key] = float(encoder.vectors(tokens).norm(dim=1).median())
+        return norms
+
+    @torch.no_grad()
+    @torch.random.fork_rng()  # layers are made anew, and filled at random first
+    def read_back(self, embedding: Embedding, file: Path) -> float:
+        """How far the conditioning of a prompt is off when the program reads the embedding in it from `file` by its own
+        means, rather than being handed `embedding`: the largest difference, as a part of the largest number there is.
+
+        0 is equal to the bit; infinite is another shape, or numbers that are not finite. Host and files are as they
+        were afterwards. Raises OSError, UserError for what is no embedding, and what the host's text encoders do.
+        """
+        handed, read = self._encoded(embedding), self._encoded_from(file, embedding)
+        if [tensor.shape for tensor in handed] != [tensor.shape for tensor in read]:
+            return math.inf
+        off = [float((a - b).abs().max() / a.abs().max()) for a, b in zip(handed, read, strict=True)]
+        return max(off) if all(map(math.isfinite, off)) else math.inf
+
+    @abstractmethod
+    def _encoded(self, embedding: Embedding) -> list[Tensor]:
+        """What the text encoders make of a prompt that names `embedding`."""
+
+    @abstractmethod
+    def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
+        """The same, with what the program's own reader finds in `file`, where `embedding` has been saved."""
 
     # Pictures and latents
 

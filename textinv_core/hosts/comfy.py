@@ -8,10 +8,13 @@ what a family conditions on besides text, its noise schedule and prediction type
 import copy
 import itertools
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import comfy.model_management
@@ -28,7 +31,7 @@ from ..devices import upload
 from ..embedding import Embedding
 from ..errors import UserError
 from ..noise import NoiseSchedule
-from ..prompts import read_name
+from ..prompts import EMBEDDING, read_name
 from .autograd import replaced_method, storages, tolerating_inplace
 from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .comfy_parts import identities, transformer_options
@@ -61,9 +64,9 @@ class ComfyEncoder(Encoder):
         windows = self.tokenizer.tokenize_with_weights(text, return_word_ids=True)
         return [(token, weight) for window in windows for token, weight, word in window if word != 0]
 
-    def vectors(self, token: int) -> Tensor:
+    def vectors(self, tokens: Sequence[int]) -> Tensor:
         self.clip.load_model()
-        ids = torch.tensor([token], device=self.clip.patcher.load_device)
+        ids = torch.tensor(tokens, device=self.clip.patcher.load_device)
         return self.table(ids, out_dtype=torch.float32).to("cpu", torch.float32)
 
 
@@ -151,6 +154,13 @@ def encode_together(clip: Any, prompts: Sequence[dict[str, list]]) -> list[list]
                 stack.enter_context(replaced_method(model, "encode", lambda _, own_part=own_part: own_part))
             encoded.append(clip.encode_from_tokens_scheduled(prompt, show_pbar=False))
     return encoded
+
+
+def _encoded(clip: Any, name: str) -> list[Tensor]:
+    """The tensors of a conditioning, as CLIPTextEncode makes it, whose prompt is an embedding."""
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(f"{EMBEDDING}{name}"), show_pbar=False)
+    found = [tensor for cond, more in conditioning for tensor in (cond, *more.values())]
+    return [tensor.float() for tensor in found if isinstance(tensor, Tensor)]
 
 
 # Training
@@ -306,6 +316,20 @@ class ComfyHost(Host):
         applied = self._clip.clone()
         applied.tokenizer = tokenizer_with(self._clip, Known({embedding.name: embedding for embedding in embeddings}))
         return applied
+
+    def _encoded(self, embedding: Embedding) -> list[Tensor]:
+        return _encoded(self.apply(embedding), embedding.name)
+
+    def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
+        with TemporaryDirectory() as folder:  # the host looks through all that is below an embeddings folder
+            shutil.copy(file, Path(folder, f"{embedding.name}{file.suffix}"))
+            clip = self._clip.clone()
+            clip.tokenizer = copy.copy(clip.tokenizer)
+            for encoder in encoders(self._clip).values():
+                own = copy.copy(encoder.tokenizer)
+                own.embedding_directory = [folder]
+                setattr(clip.tokenizer, encoder.attribute, own)
+            return _encoded(clip, embedding.name)
 
     @property
     def latent_multiple(self) -> int:

@@ -5,11 +5,12 @@ embedding is only known if it was handed over. `pipelines.load` reads models fro
 the only ones that import `diffusers`.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from ..devices import upload
 from ..embedding import Embedding
 from ..errors import UserError
 from ..files import readable_stem
+from ..formats import load_embedding
 from ..noise import NoiseSchedule
 from . import pipelines
 from .autograd import replaced_method
@@ -34,6 +36,7 @@ from .tokens import Token, tokens, windows
 log = logging.getLogger("textinv")
 
 CLIP_H_WIDTH = 1024
+OWN_TOKEN = "<textinv>"  # for diffusers' loader, which takes no word of the vocabulary, and no capitals of several
 MOST_REPEATS = 4  # of a text, for a batch to be one; as ComfyUI
 PIXELS_A_CELL = 8  # what SDXL takes a side of a latent's cell for, in pixels, when told of sizes
 
@@ -71,8 +74,17 @@ class PipelineEncoder(Encoder):
     def tokens(self, text: str) -> list[Token]:
         return [token for group in tokens(text, self.ids, self.unknown) for token in group]
 
-    def vectors(self, token: int) -> Tensor:
-        return self.table.weight.detach()[token : token + 1].to("cpu", torch.float32, copy=True)
+    def vectors(self, tokens: Sequence[int]) -> Tensor:
+        return self.table.weight.detach()[list(tokens)].to("cpu", torch.float32)
+
+    def apart(self) -> "PipelineEncoder":
+        """A copy over the same weights: what is added to its tokens is not added to the pipeline's."""
+        # Parameters of their own, because transformers puts a longer table into the one that is there.
+        weights = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.model.parameters()}
+        model = copy.deepcopy(self.model, {**weights, **{id(buffer): buffer for buffer in self.model.buffers()}})
+        # Else new rows are drawn at random first, by the vocabulary's covariance, which takes seconds.
+        model.resize_token_embeddings = partial(model.resize_token_embeddings, mean_resizing=False)
+        return replace(self, tokenizer=copy.deepcopy(self.tokenizer), model=model)
 
     def windows(self, groups: list[list[Token]]) -> list[list[Token]]:
         tokenizer = self.tokenizer
@@ -233,6 +245,11 @@ def _run(encoder: PipelineEncoder, windows: list[list[Token]], penultimate: bool
     return text, model.text_projection(at_ends)
 
 
+def _windows(encoder: PipelineEncoder, group: list[Token], is_sdxl: bool) -> Tensor:
+    """What an encoder makes of a prompt with nothing but these tokens: float32 [N, window, dim]."""
+    return _run(encoder, encoder.windows([group]), is_sdxl)[0].float()
+
+
 def _told(module: Any) -> dict[str, Any]:
     """The configuration of a part of a pipeline, without what diffusers notes there for itself."""
     return {name: value for name, value in module.config.items() if not name.startswith("_")}
@@ -298,6 +315,23 @@ class PipelineHost(Host):
                 for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ]
         return nearest
+
+    def _encoded(self, embedding: Embedding) -> list[Tensor]:
+        tokens = {key: [*map(Token, rows)] for key, rows in embedding.vectors.items()}
+        return [_windows(encoder, tokens[key], self.is_sdxl) for key, encoder in self.encoders.items()]
+
+    def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
+        """By diffusers' loader, into copies of tokenizers and text encoders."""
+        vectors, encoded = load_embedding(file).vectors, []
+        for key, encoder in self.encoders.items():
+            own = encoder.apart()
+            with pipelines.quiet():
+                self.pipe.load_textual_inversion(
+                    vectors[key], OWN_TOKEN, tokenizer=own.tokenizer, text_encoder=own.model
+                )
+            ids = own.ids(self.pipe.maybe_convert_prompt(OWN_TOKEN, own.tokenizer))
+            encoded.append(_windows(own, [*map(Token, ids)], self.is_sdxl))
+        return encoded
 
     @property
     def latent_multiple(self) -> int:

@@ -73,7 +73,7 @@ def load(
             raise SettingError(
                 lambda name: f"{path} is a folder and has configurations of its own: leave out {name('model_config')}."
             )
-        with _quiet():
+        with quiet():
             parts = _folder(path, dtype)
     elif path.is_file():
         parts = _single_file(path, config, dtype)
@@ -116,7 +116,7 @@ def _check_channels(taken: int, given: int, name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries from advertising others, giving advice that is not ours, and drawing bars of their own."""
     with ExitStack() as stack:
         for library in (diffusers_logging, transformers_logging):

@@ -12,6 +12,7 @@ from .folder import RunFolder
 from .identity import differences, identity
 from .run import Ended
 from .settings import TrainSettings
+from .verdict import Verdict
 
 log = logging.getLogger("textinv")
 
@@ -80,7 +81,8 @@ def _ended(folder: RunFolder, name: str, settings: TrainSettings, last_step: int
     best = min(evaluations[1:], key=lambda row: row[1], default=(None, 0.0))[0]
     best = None if best is None else folder.load(name, best)
     best_path = None if best is None else folder.copy(name, best.step)
-    return Ended(learnt, losses, folder.copy(name, last_step), best, best_path)
+    judged = Verdict.read(folder.settings().get("result")) if step == last_step else None
+    return Ended(learnt, losses, folder.copy(name, last_step), best, best_path, judged)
 
 
 def _nearest(about: Mapping[str, Any], described: list[tuple[RunFolder, dict[str, Any]]]) -> str:

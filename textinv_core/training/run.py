@@ -15,6 +15,7 @@ from .evaluation import Evaluated
 from .folder import RunFolder
 from .record import Record
 from .training import Step, Training, TrainingError
+from .verdict import Verdict
 
 log = logging.getLogger("textinv")
 
@@ -37,7 +38,8 @@ class Ended:
     learnt: see `Learnable.snapshot`. losses: one a step, those before it was gone on with included. path: a copy of it,
     in the run's folder or, where that could not be written, elsewhere; None where none could be written anywhere.
     best: what had been learnt when the fixed loss was lowest, and best_path: the copy of it in the run's folder; None
-    where the fixed loss was not taken after a step, or the copy could not be written.
+    where the fixed loss was not taken after a step, or the copy could not be written. verdict: what to think of what
+    was learnt, None where nobody has looked.
     """
 
     learnt: Any
@@ -45,6 +47,7 @@ class Ended:
     path: Path | None
     best: Any = None
     best_path: Path | None = None
+    verdict: Verdict | None = None
 
 
 def duration(seconds: float) -> str:

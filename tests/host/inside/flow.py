@@ -2,6 +2,8 @@
 
 import json
 import logging
+import tempfile
+from pathlib import Path
 
 import pack
 import torch
@@ -14,6 +16,7 @@ import comfy.sd  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import comfy.supported_models_base  # noqa: E402
 import comfy.text_encoders.sd3_clip as sd3_clip  # noqa: E402
+from textinv.textinv_core import save_embedding  # noqa: E402
 from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
 from textinv.textinv_core.training.examples import Example  # noqa: E402
 from textinv.textinv_core.training.learnable import LearnableEmbedding  # noqa: E402
@@ -70,6 +73,8 @@ with torch.inference_mode():
     with host.trainable(latent, 2) as trainable:
         steps = list(Training(trainable, examples, LearnableEmbedding(start), settings).steps())
         schedule = trainable.noise_schedule
+    save_embedding(steps[-1].learnt, file := Path(tempfile.mkdtemp(), "my-dog-12.safetensors"))
+    off = host.read_back(steps[-1].learnt, file), host.read_back(start, file)
     velocity = schedule.target(torch.tensor([[2.0]]), torch.tensor([[5.0]]), torch.tensor([300]))
 print(
     json.dumps(
@@ -78,6 +83,8 @@ print(
             "losses": [step.loss for step in steps],
             "learnt": {key: not torch.equal(steps[0].learnt.vectors[key], rows) for key, rows in start.vectors.items()},
             "velocity": float(velocity),
+            "off": off,
+            "norms": host.word_norms(),
         }
     )
 )

@@ -9,6 +9,7 @@ import itertools
 import json
 import pickle
 import random
+from pathlib import Path
 
 import pack
 import torch
@@ -110,6 +111,20 @@ def main():
         encoded = [c.encode_from_tokens_scheduled(c.tokenize(f"a embedding:{NAME} cat"))[0] for c in (clip, applied)]
         if not torch.equal(encoded[0][0], encoded[1][0]):
             wrong.append(["conditioning", NAME])
+
+        # What a run says of its file. All is as before: other names are looked for where they were.
+        file = Path(folder_paths.get_folder_paths("embeddings")[0], f"{NAME}.safetensors")
+        loaded, kept = file.rename(file.with_stem(f"{NAME}-7")), clip.tokenizer
+        if host.read_back(embedding, loaded) != 0:
+            wrong.append(["reading back", NAME])
+        if host.read_back(Embedding(NAME, {k: -v for k, v in vectors.items()}, 0), loaded) < 0.01:
+            wrong.append(["reading back another", NAME])
+        (damaged := file.with_stem("damaged")).write_bytes(loaded.read_bytes()[:-1])
+        if host.read_back(embedding, damaged) < 0.01:
+            wrong.append(["reading back what is damaged", NAME])
+        loaded.rename(file)
+        if clip.tokenizer is not kept or tokenize(clip, USUAL[0]) != tokenize(applied, USUAL[0]):
+            wrong.append(["the CLIP after reading back", NAME])
 
         # As the host's own CLIP, an applied one can be copied and pickled, and means the same.
         for number, (own, applied_copy) in enumerate(zip(copies(clip), copies(applied), strict=True)):

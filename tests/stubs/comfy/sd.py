@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .model_patcher import ModelPatcher
+from comfy.model_patcher import ModelPatcher
 
 
 class CLIP:

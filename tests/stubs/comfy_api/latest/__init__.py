@@ -11,5 +11,8 @@ from . import ui as ui
 
 
 class ComfyExtension(ABC):
+    async def on_load(self) -> None:  # noqa: B027  (as in the host)
+        pass
+
     @abstractmethod
     async def get_node_list(self) -> list[type[io.ComfyNode]]: ...

@@ -1,0 +1,1 @@
+"""The library that ComfyUI's server is made of."""

@@ -1,0 +1,121 @@
+"""Whether anything was learnt, in words: what a run says of its result when it ends."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..embedding import Embedding
+
+# Of a usual word's norm. One step at a rate of 0.002 can move a vector of CLIP-L by 0.14.
+UNMOVED = 0.01
+# Of a usual word's norm. In the toy world (4 vectors, 100 steps of 4) 91 % of what else a prompt asks for is in the
+# pictures at a norm of 5, and 62 % at 15 and above. CLIP-L's words have 0.4, and trained vectors often above 20, which
+# costs them position and context (Kim et al. 2025, arXiv 2512.13672).
+TOO_LONG = 10
+# Of the fixed loss; less is none.
+LEAST_GAIN = 0.001
+# Of the largest number in a conditioning: the same vectors go through the same text encoder.
+ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The vectors of one text encoder.
+
+    distance: of where they are from where they were, the mean. norm: of the longest one. still: how many are where they
+    were. word_norm: see `Host.word_norms`.
+    """
+
+    distance: float
+    norm: float
+    still: int
+    word_norm: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to think of a run's result.
+
+    text: some sentences for the person. is_good: none of them is a warning. fixed_loss: before the first step and after
+    the last, None where it was not taken. vectors: by encoder key. is_read: whether the saved file gives what was
+    trained, None where that was not tried.
+    """
+
+    text: str
+    is_good: bool
+    fixed_loss: tuple[float, float] | None
+    vectors: Mapping[str, Moved]
+    is_read: bool | None
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, of the kinds JSON knows."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, facts: Any) -> "Verdict | None":
+        """What `facts` has said in a file; None for anything else."""
+        try:
+            vectors = {key: Moved(**moved) for key, moved in facts["vectors"].items()}
+            fixed_loss = facts["fixed_loss"] and tuple(facts["fixed_loss"])
+            return cls(**{**facts, "vectors": vectors, "fixed_loss": fixed_loss})
+        except (TypeError, KeyError, AttributeError):
+            return None
+
+
+def verdict(
+    before: Embedding,
+    after: Embedding,
+    word_norms: Mapping[str, float],
+    fixed_loss: tuple[float, float] | None = None,
+    off: float | None = None,
+) -> Verdict:
+    """Compare what was learnt with what it was before.
+
+    word_norms: see `Host.word_norms`. fixed_loss: before the first step and after the last. off: see `Host.read_back`,
+    None where that was not tried.
+    """
+    vectors = {key: _moved(before, after, key, norm) for key, norm in word_norms.items()}
+    is_read = None if off is None else off <= ROUNDING
+    distance = max(moved.distance / moved.word_norm for moved in vectors.values())
+    norm = max(moved.norm / moved.word_norm for moved in vectors.values())
+    still, count = sum(moved.still for moved in vectors.values()), sum(map(len, after.vectors.values()))
+
+    wrong, right = [], []
+    if distance < UNMOVED:
+        by = "have not moved" if still == count else f"have hardly moved, by {distance:.1g} of a word's norm"
+        wrong.append(
+            f"Nothing was learnt: the vectors {by}. Set a higher learning rate; where that changes nothing, see that "
+            "the prompts name the embedding."
+        )
+    if fixed_loss is not None:
+        was, now = fixed_loss
+        if now <= (1 - LEAST_GAIN) * was:
+            right.append(f"The fixed loss fell from {was:.4f} to {now:.4f}, by {1 - now / was:.1%}.")
+        else:
+            wrong.append(f"The fixed loss did not fall: it was {was:.4f} before and is {now:.4f} now.")
+    if norm > TOO_LONG:
+        wrong.append(
+            f"The longest vector has {norm:.0f} times the norm of a usual word, which swallows the rest of a prompt: "
+            "set a lower learning rate or fewer steps, or take an earlier copy from the run's folder."
+        )
+    elif distance >= UNMOVED:
+        right.append(
+            f"The vectors moved by {distance:.2g} times the norm of a usual word, and the longest now has {norm:.2g} "
+            "times that norm."
+        )
+    if 0 < still < count:
+        right.append(f"{still} of {count} vectors have not moved, as no prompt used them.")
+    if off is not None and is_read:
+        right.append(f"The saved file gives {'exactly ' if off == 0 else ''}the conditioning that was trained.")
+    elif off is not None:
+        wrong.append(
+            "The saved file, read as prompts read it, does not give the conditioning that was trained: see what the "
+            "log says of the file, and save the embedding again."
+        )
+    return Verdict(" ".join([*wrong, *right]), not wrong, fixed_loss, vectors, is_read)
+
+
+def _moved(before: Embedding, after: Embedding, key: str, word_norm: float) -> Moved:
+    distances = (after.vectors[key] - before.vectors[key]).norm(dim=1)
+    norms = after.vectors[key].norm(dim=1)
+    return Moved(float(distances.mean()), float(norms.max()), int((distances == 0).sum()), word_norm)
