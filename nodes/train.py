@@ -1,22 +1,29 @@
 """The node that trains."""
 
+import json
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
+import comfy.samplers
 import comfy.utils
 import folder_paths
+import torch
+from comfy.cli_args import args
 from comfy_api.latest import io
 from server import PromptServer
 
 from ..textinv_core.embedding import continued
 from ..textinv_core.errors import UserError
-from ..textinv_core.hosts.comfy import ComfyHost
+from ..textinv_core.hosts.comfy import SAMPLER, SCHEDULER, ComfyHost
 from ..textinv_core.hosts.precision import PRECISIONS
 from ..textinv_core.images import as_pictures
 from ..textinv_core.prompts import TEMPLATES, template_lines
 from ..textinv_core.schedule import training_rates
-from ..textinv_core.training.learn import Preview, Previewed, Started, learn
+from ..textinv_core.training.learn import Encoded, Started, learn
+from ..textinv_core.training.preview import RANGES as PREVIEW_RANGES
+from ..textinv_core.training.preview import Preview, Previewed, all_of
 from ..textinv_core.training.run import Ended
 from ..textinv_core.training.settings import (
     EARLY_STOP,
@@ -42,7 +49,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
             "Cancelling keeps what was learnt, in output/textual_inversion.",
             search_aliases=["textual inversion", "training"],
             is_input_list=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn on; it is not changed."),
                 io.Clip.Input("clip", tooltip="Its text encoders, with clip skip and LoRAs as they will be used."),
@@ -79,8 +86,8 @@ class TextInvTrainEmbedding(io.ComfyNode):
                     "preview_prompt",
                     optional=True,
                     default="",
-                    tooltip="What to generate when training is over. [name] stands for the embedding. Empty takes a "
-                    "training prompt.",
+                    tooltip="What to generate as a preview. [name] stands for the embedding. Empty takes a training "
+                    "prompt.",
                 ),
                 io.Int.Input(
                     "preview_steps",
@@ -88,7 +95,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                     default=Preview.steps,
                     min=0,
                     max=1000,
-                    tooltip="Sampling steps of the preview. With 0 the first of your pictures comes out instead.",
+                    tooltip="Sampling steps of previews. With 0 the first of your pictures comes out instead.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -140,11 +147,32 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 setting(io.Int, TrainSettings, "held_out", min=0, max=1_000_000, optional=True, advanced=True),
                 setting(io.Combo, TrainSettings, "early_stop", options=list(EARLY_STOP), optional=True, advanced=True),
                 setting(io.Int, TrainSettings, "patience", min=1, max=1_000_000, optional=True, advanced=True),
+                setting(io.Int, TrainSettings, "keep", min=0, max=1_000_000, optional=True, advanced=True),
+                _of_preview(io.Int, "every", advanced=False),
+                _of_preview(io.String, "negative", multiline=True),
+                _of_preview(
+                    io.Combo,
+                    "sampler",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default=SAMPLER,
+                    tooltip="The sampler of previews, as in KSampler.",
+                ),
+                _of_preview(
+                    io.Combo,
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default=SCHEDULER,
+                    tooltip="The scheduler of previews, as in KSampler.",
+                ),
+                _of_preview(io.Float, "cfg", step=0.1, round=0.01),
+                _of_preview(io.Int, "seed"),
+                _of_preview(io.Int, "width", step=8),
+                _of_preview(io.Int, "height", step=8),
             ],
             outputs=[
                 EmbeddingType.Output("embedding", tooltip="The trained embedding."),
                 io.LossMap.Output("loss", tooltip="The loss of every step, for Plot Loss Graph."),
-                io.Image.Output("previews", tooltip="A picture made with the trained embedding."),
+                io.Image.Output("previews", tooltip="All previews of the run, in order; the last is of its end."),
                 EmbeddingType.Output(
                     "best",
                     tooltip="The embedding as it was when the fixed loss was lowest; the trained one without it.",
@@ -171,9 +199,9 @@ class TextInvTrainEmbedding(io.ComfyNode):
             raise UserError("This template has [filewords], so captions must be connected; or choose another template.")
         host = ComfyHost(given["clip"], given["model"], given["vae"], given.get("precision", "auto"))
         pictures = as_pictures(images, captions, masks if given.get("mask_loss", True) else None)
-        preview = Preview(given.get("preview_prompt", ""), given.get("preview_steps", Preview.steps))
+        preview = _preview(given)
         bar = comfy.utils.ProgressBar(settings.steps)
-        outputs = {}
+        started, outputs, made = None, {}, {}
         events = learn(
             host,
             pictures,
@@ -181,26 +209,34 @@ class TextInvTrainEmbedding(io.ComfyNode):
             settings,
             Path(folder_paths.get_output_directory()) / "textual_inversion",
             shuffle=given.get("shuffle"),
-            preview=preview if preview.steps else None,
+            preview=preview,
+            texts=_metadata(cls.hidden),
         )
         with ExitStack() as stack:
             stack.enter_context(closing(events))
             for event in events:
                 match event:
+                    case Encoded():
+                        bar.update_absolute(event.done, event.pictures)
+                        PromptServer.instance.send_progress_text(str(event), cls.hidden.unique_id)
                     case Started():
+                        started = event
                         stack.enter_context(finishable(cls.hidden.unique_id, event.finish))
                     case Step():
                         bar.update_absolute(event.step, event.last_step)
                         PromptServer.instance.send_progress_text(str(event), cls.hidden.unique_id)
                     case Previewed():
-                        outputs["previews"] = event.pictures
+                        made[event.step] = event.pictures
                     case Ended():
                         outputs |= {"embedding": event.learnt, "loss": {"loss": event.losses}}
                         outputs["best"] = event.best or event.learnt
                         if event.verdict is not None:
                             PromptServer.instance.send_progress_text(event.verdict.text, cls.hidden.unique_id)
-        previews = outputs.get("previews", pictures[0].pixels[None])
-        return io.NodeOutput(outputs["embedding"], outputs["loss"], previews, outputs["best"])
+        assert started is not None and started.folder is not None  # the first event, of the only process
+        steps = range((started.embedding.step or 0) + 1, outputs["embedding"].step + 1)
+        previews = all_of(started.folder, steps, made) if preview.steps else []
+        shown = torch.cat(previews or [pictures[0].pixels[None]])
+        return io.NodeOutput(outputs["embedding"], outputs["loss"], shown, outputs["best"])
 
 
 def _settings(given: dict) -> TrainSettings:
@@ -209,6 +245,26 @@ def _settings(given: dict) -> TrainSettings:
     settings = TrainSettings(**{**values, "template": template})
     training_rates(settings.learning_rate, sys.maxsize)  # what is linked was not seen before
     return settings
+
+
+def _of_preview(kind: Any, name: str, **of_widget: Any) -> Any:
+    """The input for a setting of previews."""
+    least, most = PREVIEW_RANGES.get(name, (None, None))
+    range_of = {} if most is None else {"min": least, "max": most}
+    return setting(kind, Preview, name, "preview_", **{"optional": True, "advanced": True, **range_of, **of_widget})
+
+
+def _preview(given: dict) -> Preview:
+    names = {f"preview_{name}": name for name in Preview.__dataclass_fields__}
+    return Preview(**{names[each]: value for each, value in given.items() if each in names})
+
+
+def _metadata(hidden: Any) -> dict[str, str]:
+    """What the host's Save Image writes into PNG, so that dropping one on the page opens the graph."""
+    if args.disable_metadata:
+        return {}
+    found = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {name: json.dumps(each) for name, each in found.items() if each is not None}
 
 
 NODES = [TextInvTrainEmbedding]

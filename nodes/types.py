@@ -15,13 +15,14 @@ ShuffleType = io.Custom("TEXTINV_SHUFFLE")
 CATEGORY = "training/textual inversion"
 
 
-def setting(kind: Any, settings: type, name: str, **of_widget: Any) -> Any:
+def setting(kind: Any, settings: type, name: str, prefix: str = "", **of_widget: Any) -> Any:
     """The input for a setting of the core, `name` of a dataclass: called, described and with the default as there.
 
-    kind: `io.Int` or another with a widget. of_widget: what that takes besides, or in place of these.
+    kind: `io.Int` or another with a widget. prefix: stands before its name. of_widget: what that takes besides, or in
+    place of these.
     """
     default = settings.__dataclass_fields__[name].default
-    return kind.Input(name, **{"default": default, "tooltip": description(settings, name), **of_widget})
+    return kind.Input(prefix + name, **{"default": default, "tooltip": description(settings, name), **of_widget})
 
 
 def sentence(check: Callable[[Any], Any], value: Any) -> bool | str:

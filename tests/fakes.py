@@ -1,5 +1,6 @@
 """What tests train: a small model that remembers what it saw, an embedding, pictures."""
 
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from textinv_core.embedding import Embedding
 from textinv_core.formats import load_embedding
-from textinv_core.hosts.base import Encoder, Host, Lookup
+from textinv_core.hosts.base import Encoder, Host, Lookup, Sampling
 from textinv_core.hosts.marks import mark
 from textinv_core.noise import NoiseSchedule
 from textinv_core.picture import Picture
@@ -227,14 +228,19 @@ class FakeEncoder(Encoder):
 class FakeHost(Host):
     """A host with a `FakeModel`, whose latents are its pictures with a fourth of the sides.
 
-    sampling: what `sample` gives, or raises. did: what it was asked to do, in order.
+    sampling: what `sample` gives, or raises. did: what it was asked to do, in order. sampled: how it was, last. number:
+    tells hosts apart where latents are kept.
     """
 
     model: FakeModel = field(default_factory=FakeModel)
     sampling: Any = None
     did: list[str] = field(default_factory=list)
+    number: int = field(default_factory=itertools.count().__next__)
+    sampled: Sampling | None = None
     called = "fake model"
     interrupts = (Interrupted,)
+    samplers = ("euler", "dpmpp_2m")
+    schedulers = ("normal", "karras")
     encoder_name = "FakeEncoder"
     latent_multiple = 4
 
@@ -246,12 +252,15 @@ class FakeHost(Host):
         return [embedding.vectors[key] for key in WIDTHS]
 
     def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
-        self.did.append(f"read {file.name}")
         return self._encoded(load_embedding(file))
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
-        self.did.append("encode")
+        if self.did[-1:] != ["encode"]:
+            self.did.append("encode")
         return [image[::4, ::4].movedim(-1, 0) for image in images]
+
+    def encoding(self) -> str:
+        return f"fake {self.number}"
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.movedim(1, -1)
@@ -259,9 +268,10 @@ class FakeHost(Host):
     def sample(self, prompts, seeds, shape, sampling, embeddings=()) -> Tensor:
         known = [embedding.step for embedding in embeddings]
         self.did.append(f"sample {prompts} of {list(shape)} with {known}, seeds {seeds}, {sampling.steps} steps")
+        self.sampled = sampling
         if isinstance(self.sampling, BaseException):
             raise self.sampling
-        return torch.full((1, 8, 8, 3), 0.5) if self.sampling is None else self.sampling
+        return torch.full((1, 64, 64, 3), 0.5) if self.sampling is None else self.sampling
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> Any:
         self.did.append("load")

@@ -105,10 +105,14 @@ class Server:
         """What is at `path`: parsed where it is JSON, bytes where it is not."""
         return self._request(path)
 
-    def post(self, graph: dict) -> str:
-        """Queues a graph in API format, returns its prompt id. Raises GraphError where validation finds fault."""
+    def post(self, graph: dict, workflow: dict | None = None) -> str:
+        """Queues a graph in API format, returns its prompt id. Raises GraphError where validation finds fault.
+
+        workflow: the same in the page's format, which the page sends along.
+        """
+        extra = {} if workflow is None else {"extra_data": {"extra_pnginfo": {"workflow": workflow}}}
         try:
-            answer = self._request("/prompt", {"prompt": graph})
+            answer = self._request("/prompt", {"prompt": graph, **extra})
         except urllib.error.HTTPError as error:
             answer = json.loads(error.read())
         # A graph of which only some outputs are valid is queued all the same, with the errors beside.
@@ -126,9 +130,9 @@ class Server:
             time.sleep(0.05)
         return history[prompt_id]
 
-    def run(self, graph: dict, timeout: float = 300) -> dict:
+    def run(self, graph: dict, timeout: float = 300, workflow: dict | None = None) -> dict:
         """Posts a graph and waits. Returns `{node id: what it shows}`; raises GraphError where it did not succeed."""
-        entry = self.wait(self.post(graph), timeout)
+        entry = self.wait(self.post(graph, workflow), timeout)
         if entry["status"]["status_str"] != "success":
             raise GraphError(_failure(entry["status"]["messages"]))
         return entry["outputs"]

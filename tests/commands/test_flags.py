@@ -13,6 +13,7 @@ from textinv_core.commands import app
 from textinv_core.commands.flags import flags_of
 from textinv_core.commands.settings_file import KINDS, TABLES
 from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training.preview import Preview
 from textinv_core.training.settings import TrainSettings
 
 PARAMETERS = {(table, key): get_args(hint)[1] for table in TABLES for key, hint in flags_of(table).items()}
@@ -25,7 +26,7 @@ def given(*typed):
 
 
 def test_every_setting_of_the_core_is_a_flag_with_help():
-    for table, cls in (("train", TrainSettings), ("shuffle", ShuffleConfig)):
+    for table, cls in (("train", TrainSettings), ("shuffle", ShuffleConfig), ("preview", Preview)):
         keys = {field.name for field in fields(cls)} - {"template"}
         assert {key for within, key in PARAMETERS if within == table} == keys
     assert all(len(parameter.help) > 10 for parameter in PARAMETERS.values())
@@ -63,6 +64,7 @@ def test_flags_that_were_not_given_are_absent():
 def test_flags_are_laid_out_as_a_file_is_and_of_their_kinds():
     typed = ["--from", "a.pt", "--template", "a", "--template", "-b", "--embedding", "x", "--embedding", "y"]
     typed += ["--images", "cats", "--flip", "--clip-at", "1", "--shuffle", "all", "--shuffle-per", "batch"]
+    typed += ["--preview-seed", "7", "--preview-cfg", "4"]
     assert given(*typed, "--seed", "-1", "--filename-join-string", "-") == {
         "from": Path("a.pt"),
         "template": ("a", "-b"),
@@ -70,6 +72,7 @@ def test_flags_are_laid_out_as_a_file_is_and_of_their_kinds():
         "images": {"folder": Path("cats"), "flip": True, "filename_join_string": "-"},
         "train": {"clip_at": 1.0, "seed": -1},
         "shuffle": {"mode": "all", "per": "batch"},
+        "preview": {"seed": 7, "cfg": 4.0},
     }
 
 

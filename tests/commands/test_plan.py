@@ -11,13 +11,14 @@ from textinv_core.commands.plan import Plan, check_paths, facts_of
 from textinv_core.errors import SettingError
 from textinv_core.image_settings import ImageSettings
 from textinv_core.shuffle import ShuffleConfig
+from textinv_core.training.preview import Preview
 from textinv_core.training.settings import TrainSettings
 
 PLAN = Plan(Path("m.safetensors"), ImageSettings(Path("cats")), TrainSettings(("a [name]",)), name="cat")
 
 
 def test_what_decides_a_job_is_everything_but_places():
-    elsewhere = replace(PLAN, output=Path("a"), plot=True, device="cpu", preset="subject")
+    elsewhere = replace(PLAN, output=Path("a"), plot=True, device="cpu", preset="subject", preview=Preview(5))
     assert facts_of(elsewhere) == facts_of(PLAN)
     assert facts_of(PLAN)["images"]["folder"] == "cats"
     assert facts_of(replace(PLAN, vectors=3)) != facts_of(PLAN)

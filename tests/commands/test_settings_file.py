@@ -15,6 +15,7 @@ from textinv_core.commands.settings_file import called, plans, read_file
 from textinv_core.errors import UserError
 from textinv_core.prompts import TEMPLATES
 from textinv_core.training.presets import PRESETS
+from textinv_core.training.preview import Preview
 from textinv_core.training.settings import TrainSettings
 
 LEAST = {"model": "m.safetensors", "name": "cat", "images": "cats"}
@@ -73,6 +74,15 @@ def test_jobs_win_over_what_is_common_and_flags_over_jobs():
     assert (b.name, b.train.steps, b.train.seed, b.train.batch_size, b.images.folder) == ("b", 10, 0, 2, Path("dogs"))
 
 
+def test_previews_are_made_where_something_is_said_of_them():
+    assert plan({}).preview is None
+    assert plan({"preview": {}}).preview == Preview()
+    made = plan({"preview": {"every": 50, "prompt": "[name] in snow"}}, {"preview": {"seed": 4}})
+    assert made.preview == Preview(50, "[name] in snow", seed=4)
+    (a, b), _ = plans({**LEAST, "job": [{"name": "a", "preview": {"cfg": 3}}, {"name": "b"}]}, {})
+    assert (a.preview, b.preview) == (Preview(cfg=3.0), None)
+
+
 def test_a_template_is_a_name_or_lines():
     assert plan({"template": "style"}).train.template == TEMPLATES["style"]
     assert plan({"template": "a [name]"}).train.template == ("a [name]",)
@@ -101,7 +111,7 @@ def test_a_rate_may_be_written_as_a_number():
         ({"train": {"vectors": 5}}, "'vectors' in [train]", "to the top"),
         ({"batchsize": 5}, "'batchsize'", "Did you mean 'batch_size' in [train]?"),
         ({"shuffel": {}}, "a table [shuffel]", "Did you mean 'shuffle'?"),
-        ({"trian": {"steps": 5}}, "a table [trian]", "There are [images], [train], [shuffle] and [[job]]."),
+        ({"trian": {"steps": 5}}, "a table [trian]", "There are [images], [train], [shuffle], [preview] and [[job]]."),
         ({"shuffel": "all"}, "'shuffel'", "Did you mean 'shuffle'?"),
         ({"shuffle": {"shuffle": "all"}}, "'shuffle' in [shuffle]", "Did you mean 'mode'?"),
         ({"shuffle": {"shuffle_per": "batch"}}, "'shuffle_per' in [shuffle]", "Did you mean 'per'?"),
@@ -111,6 +121,10 @@ def test_a_rate_may_be_written_as_a_number():
         ({"shuffle": {"zzz": 1}}, "'zzz' in [shuffle]", "There are mode, per,"),
         ({"from_": "x"}, "'from_'", "Did you mean 'from'?"),
         ({"job": [{"nmae": "x"}]}, "'nmae'", "Did you mean 'name'?"),
+        ({"preview": {"preview_every": 5}}, "'preview_every' in [preview]", "Did you mean 'every'?"),
+        ({"train": {"preview_seed": 5}}, "'preview_seed' in [train]", "It belongs into [preview], as 'seed'."),
+        ({"images": {"seed": 5}}, "'seed' in [images]", "It belongs into [train]."),
+        ({"train": {"negative": "x"}}, "'negative' in [train]", "It belongs into [preview]."),
         ({"": {"name": "x"}}, "a table []", "There are [images]"),
         ({"": "x"}, "''", "There are model, preset,"),
     ],
@@ -153,6 +167,10 @@ def test_a_key_that_means_nothing_is_named_with_the_nearest_that_does(tables, ke
         ({"job": {"name": "x"}}, "[[job]]"),
         ({"train": {"steps": 0}}, "steps cannot be 0"),
         ({"train": {"learning_rate": "fast"}}, "'fast'"),
+        ({"preview": {"seed": -1}}, "--preview-seed cannot be -1; it can be 0 to 18446744073709551615"),
+        ({"preview": {"cfg": "7,5"}}, "If a decimal point was meant, write 7.5."),
+        ({"preview": {"sampler": "euler_a"}}, "--preview-sampler cannot be 'euler_a'; there are dpmpp_2m, euler."),
+        ({"preview": {"width": 60}}, "60x0 pixels cannot be generated: --preview-width and --preview-height"),
         ({"shuffle": {"mode": "wild"}}, "'wild'"),
         ({"shuffle": {"per": "word"}}, "Use one of sample, occurrence, batch"),
         ({"name": "my cat"}, "Try 'my_cat'"),
@@ -294,6 +312,9 @@ def test_a_rate_of_zero_may_be_a_pause():
         ("mode", {"shuffle": {"mode": "all"}}, {}, "mode in [shuffle]"),
         ("mode", {}, {"shuffle": {"mode": "all"}}, "--shuffle"),
         ("model_config", {"model_config": "a"}, {}, "model_config"),
+        ("preview_seed", {"train": {"seed": 5}}, {}, "--preview-seed"),
+        ("preview_seed", {"preview": {"seed": 5}}, {}, "seed in [preview]"),
+        ("preview_seed", {"preview": {"seed": 5}}, {"preview": {"seed": 6}}, "--preview-seed"),
     ],
 )
 def test_a_setting_is_called_what_the_person_called_it(setting, tables, flags, name):

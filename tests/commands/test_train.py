@@ -18,6 +18,7 @@ from textinv_core.commands import inputs
 from textinv_core.commands.inputs import load_model
 from textinv_core.commands.process import ONE_PRESS
 from textinv_core.hosts import diffusers as host
+from textinv_core.hosts.base import Sampling
 from textinv_core.images import load_image, save_picture
 from textinv_core.training.parallel import Processes
 
@@ -71,6 +72,19 @@ def test_the_size_is_the_model_s_own_where_none_is_set(textinv, world, tmp_path,
     done = textinv("train", *flags, "--name", "cat", "--steps", 1, "--output", tmp_path)
     assert done.code == 0 and size in done.out
     assert load_embedding(tmp_path / "cat.safetensors").metadata["modelspec.resolution"] == size
+
+
+def test_previews_are_made_on_request_and_told_of(textinv, world, tmp_path):
+    told = ("train", *world.flags, "--name", "cat", "--steps", 3, "--output", tmp_path, "--json")
+    preview = ("--preview-every", 2, "--preview-steps", 2, "--preview-prompt", "[name] in snow", "--preview-width", 48)
+    done = textinv(*told, *preview)
+    made = [(each["step"], load_image(each["path"])[0].shape) for each in done.facts if each["event"] == "preview"]
+    assert done.code == 0 and made == [(2, (64, 48, 3)), (3, (64, 48, 3))]
+    host = load_model(world.folder / "toyworld.safetensors", world.folder, "cpu", "fp32")
+    learnt = load_embedding(run_folder(tmp_path) / "image_embeddings" / "cat-3.png")
+    [same] = host.sample(["embedding:cat in snow"], [0], (4, 8, 6), Sampling(2), [learnt])
+    shown = load_image(done.event("preview")["path"])[0]
+    assert torch.equal(shown, (same * 255).floor() / 255)
 
 
 def test_with_json_every_line_is_a_fact(textinv, world, tmp_path):

@@ -57,6 +57,11 @@ def test_pictures_on_a_model_for_videos(inside):
     assert 0 <= low < high <= 1
 
 
+def test_pictures_are_those_of_the_host_s_own_nodes(inside):
+    """To the bit, by a run's copy of the embedding, with samplers that draw noise on the way among them."""
+    assert inside("previews.py", TOYWORLD) == {"shape": [3, 48, 64, 3], "wrong": [], "differ": True}
+
+
 @pytest.fixture(scope="module")
 def patched(inside) -> dict:
     """Trainings on the toy world, patched."""
@@ -100,3 +105,7 @@ def test_what_differs_is_named(patched):
 
 def test_an_interrupt_is_heard_between_accumulated_batches(patched):
     assert patched["interrupted"] == [1, True]
+
+
+def test_pictures_are_encoded_once_a_vae_and_one_can_stop_between_them(patched):
+    assert patched["encoded"] == {"stopped": True, "counts": [1, 2, 0, 3], "same bits": True, "other": True}

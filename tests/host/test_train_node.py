@@ -8,7 +8,10 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.rig import PACK
 from textinv_core import load_embedding
@@ -109,6 +112,97 @@ def test_a_preview_that_fails_or_is_cancelled_costs_no_output(server, pictures, 
     assert server.file(outputs["loss"]["images"][0]).is_file()
     assert server.file(outputs["preview"]["images"][0]).is_file()  # the first of the pictures
     assert said in server.log_text() and not (run_folder(server, name) / "images").exists()
+
+
+HOW = {"seed": 5, "steps": 3, "cfg": 4.5, "sampler_name": "euler_ancestral", "scheduler": "karras", "denoise": 1.0}
+PREVIEW = {
+    "preview_every": 2,
+    "preview_prompt": "[name], (hat:1.2)",
+    "preview_negative": "hair",
+    "preview_width": 48,
+    "preview_height": 64,
+    **{f"preview_{name}": HOW[name] for name in ("seed", "steps", "cfg", "scheduler")},
+    "preview_sampler": HOW["sampler_name"],
+}
+
+
+def stock_graph(copy: str) -> dict:
+    """The picture that stock nodes make with a file among the embeddings."""
+    return {
+        "world": {"class_type": "TestLoadToyWorld", "inputs": {"folder": str(WORLD)}},
+        "positive": {
+            "class_type": "CLIPTextEncode",
+            "inputs": {"clip": ["world", 1], "text": f"embedding:{copy}, (hat:1.2)"},
+        },
+        "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["world", 1], "text": "hair"}},
+        "empty": {"class_type": "EmptyLatentImage", "inputs": {"width": 48, "height": 64, "batch_size": 1}},
+        "sample": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["world", 0],
+                "positive": ["positive", 0],
+                "negative": ["negative", 0],
+                "latent_image": ["empty", 0],
+                **HOW,
+            },
+        },
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["world", 2]}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": copy}},
+    }
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_previews_are_what_ksampler_makes_of_the_copies_and_cost_nothing(server, pictures):
+    told = graph("shown", save_every=2, **PREVIEW)
+    workflow = {"nodes": [], "links": [], "extra": {"of": "训练"}, "version": 0.4}
+    outputs = server.run(told, workflow=workflow)
+    folder = run_folder(server, "shown")
+    embeddings = server.base / "models" / "embeddings"
+    for step in (2, 4):
+        copy = folder / "embeddings" / f"shown-{step}.safetensors"
+        shutil.copy(copy, embeddings)
+        [theirs] = server.run(stock_graph(copy.stem))["save"]["images"]
+        kept = folder / "images" / f"shown-{step}.png"
+        assert np.array_equal(pixels(kept), pixels(server.file(theirs)))
+        with Image.open(kept) as image, Image.open(server.file(outputs["preview"]["images"][0])) as the_host_s:
+            assert image.text == the_host_s.text and json.loads(image.text["workflow"]) == workflow
+        in_picture = load_embedding(folder / "image_embeddings" / f"shown-{step}.png")
+        assert in_picture.step == step
+        assert torch.equal(in_picture.vectors["clip_l"], load_embedding(copy).vectors["clip_l"])
+    kept = [folder / "images" / f"shown-{step}.png" for step in (2, 4)]
+
+    def shown(outputs):
+        return [pixels(server.file(each)) for each in outputs["preview"]["images"]]
+
+    for given, path in zip(shown(outputs), kept, strict=True):
+        assert np.array_equal(given, pixels(path))
+    # The same learnt without previews.
+    server.run(graph("plain", save_every=2, preview_steps=0))
+    plain = load_embedding(run_folder(server, "plain") / "embeddings" / "plain-4.safetensors")
+    assert torch.equal(plain.vectors["clip_l"], load_embedding(embeddings / "shown-4.safetensors").vectors["clip_l"])
+    # All of them come out of a run that is gone on with, also those from before.
+    more = server.run(graph("shown", save_every=2, **PREVIEW) | {"train": with_steps(told["train"], 6)})
+    assert len(shown(more)) == 3
+    for given, before in zip(shown(more), map(pixels, kept), strict=False):
+        assert np.array_equal(given, before)
+
+
+def with_steps(node: dict, steps: int) -> dict:
+    return {**node, "inputs": {**node["inputs"], "steps": steps}}
+
+
+def test_cancelled_in_a_preview_on_the_way_it_keeps_what_was_learnt(server, pictures):
+    broken = graph("shown-not", "broken", preview_every=2)
+    broken["broken"] = {"class_type": "TestStopSampling", "inputs": {"model": ["world", 0], "how": "cancel"}}
+    with pytest.raises(server.Error, match="interrupted"):
+        server.run(broken)
+    folder = run_folder(server, "shown-not")
+    assert [path.name for path in (folder / "embeddings").iterdir()] == ["shown-not-2.safetensors"]
+    assert not (folder / "images").exists()
 
 
 def test_no_step_left_is_said_before_any_work(server, pictures):

@@ -190,9 +190,18 @@ def test_noise_and_target_are_the_scheduler_s(host, folders, kind):
     assert close(schedule.target(latent, gaussian, t), target)
 
 
-def test_pictures_are_those_of_the_pipeline(host, folders, kind):
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "theirs_is", "levels"),
+    [
+        ("", "", diffusers.DPMSolverMultistepScheduler, {}),
+        ("dpmpp_2m", "karras", diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+        ("euler", "normal", diffusers.EulerDiscreteScheduler, {}),
+        ("euler", "karras", diffusers.EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+    ],
+)
+def test_pictures_are_those_of_the_pipeline(host, folders, kind, sampler, scheduler, theirs_is, levels):
     reference = theirs(folders[kind])
-    reference.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(host.pipe.scheduler.config)
+    reference.scheduler = theirs_is.from_config(host.pipe.scheduler.config, **levels)
     reference.set_progress_bar_config(disable=True)
     noise = torch.stack([torch.randn(4, 12, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)])
     size = {"width": 16, "height": 24}
@@ -201,7 +210,7 @@ def test_pictures_are_those_of_the_pipeline(host, folders, kind):
         ["a cat"] * 2, negative_prompt=["dog"] * 2, latents=noise, num_inference_steps=5, guidance_scale=4.0,
         output_type="pt", **size, **more,
     ).images  # fmt: skip
-    ours = host.sample(["a cat"] * 2, [3, 4], (4, 12, 8), Sampling(5, 4.0, "dog"))
+    ours = host.sample(["a cat"] * 2, [3, 4], (4, 12, 8), Sampling(5, 4.0, "dog", sampler, scheduler))
     assert ours.shape == (2, 24, 16, 3) and ours.dtype == torch.float32
     assert 0 <= ours.min() < ours.max() <= 1
     assert torch.allclose(ours, expected.movedim(1, -1), atol=1e-4)

@@ -86,3 +86,22 @@ def test_a_part_left_on_the_cpu_fails(monkeypatch):
     monkeypatch.setattr(diffusers, "_run", half_moved)
     with pytest.raises(RuntimeError, match="same device"):
         training("simgpu", "fp32")
+
+
+def test_the_vae_is_away_while_the_model_is_trained_on_and_back_whatever_ends_that():
+    host = load(WORLD / "toyworld.safetensors", WORLD, device="simgpu")
+    vae, latent = host.pipe.vae, torch.zeros(host.latent_shape(64, 64))
+
+    def places():
+        return {weight.device.type for weight in [*vae.parameters(), *vae.buffers()]}
+
+    with host.trainable(latent, 1):
+        assert places() == {"cpu"}
+    assert places() == {"simgpu"}
+    with pytest.raises(ZeroDivisionError), host.trainable(latent, 1):
+        raise ZeroDivisionError
+    assert places() == {"simgpu"}
+    vae.to("cpu")  # as somebody else may have it
+    with host.trainable(latent, 1):
+        pass
+    assert places() == {"cpu"}

@@ -2,6 +2,8 @@
 
 import logging
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from textinv_core.errors import UserError
-from textinv_core.images import load_folder, load_image
+from textinv_core.images import load, load_folder, load_image
 from textinv_core.picture import Picture
 from textinv_core.picture_kinds import FURTHER_KINDS
 
@@ -314,3 +316,80 @@ def test_links_to_outside_are_neither_read_nor_silent(root, caplog):
     assert [line.split()[0] for line in left_out] == ["cat.txt:", "link.png:"]
     assert all("outside" in line for line in left_out)
     assert captions_of(load_folder(root, "set", captions="sidecar")) == [""]
+
+
+# Reading ahead
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The names of the files that `load_folder` has begun to read, in order."""
+    begun = []
+
+    def read(path):
+        begun.append(path.name)
+        return real(path)
+
+    real = load._read
+    monkeypatch.setattr(load, "_read", read)
+    return begun
+
+
+def pictures_of(folder, count):
+    for n in range(count):
+        Image.new("L", (3, 2), n).save(folder / f"{n}.png")
+    return load_folder(folder, ".")
+
+
+def test_a_few_pictures_are_read_ahead_and_no_more(tmp_path, read):
+    pictures = pictures_of(tmp_path, 12)
+    assert read == []  # nothing before the first is asked for
+    for taken in range(1, 5):
+        next(pictures)
+        deadline = time.monotonic() + 10
+        while len(read) < taken + load.AHEAD and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert len(read) == taken + load.AHEAD
+
+
+def test_pictures_come_in_order_however_long_each_takes(tmp_path, monkeypatch):
+    real, second = load._read, threading.Event()
+
+    def read(path):
+        if path.name == "0.png":
+            assert second.wait(10)
+        if path.name == "1.png":
+            second.set()
+        return real(path)
+
+    monkeypatch.setattr(load, "_read", read)
+    pictures = list(pictures_of(tmp_path, 4))
+    assert [picture.name for picture in pictures] == ["0", "1", "2", "3"]
+    assert [round(picture.pixels[0, 0, 0].item() * 255) for picture in pictures] == [0, 1, 2, 3]
+
+
+def test_who_stops_early_stops_the_reading(tmp_path, read):
+    pictures = pictures_of(tmp_path, 12)
+    next(pictures)
+    pictures.close()
+    begun = len(read)
+    assert begun <= 1 + load.AHEAD
+    time.sleep(0.1)
+    assert len(read) == begun
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+def test_want_of_memory_comes_at_its_own_picture(tmp_path, monkeypatch):
+    real = load._read
+
+    def read(path):
+        if path.name == "2.png":
+            raise MemoryError
+        return real(path)
+
+    monkeypatch.setattr(load, "_read", read)
+    pictures = pictures_of(tmp_path, 6)
+    assert [next(pictures).name for _ in range(2)] == ["0", "1"]
+    with pytest.raises(MemoryError):
+        next(pictures)

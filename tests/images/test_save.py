@@ -41,3 +41,14 @@ def test_folders_are_made_and_files_replaced(tmp_path):
     save_picture(torch.ones(4, 5, 3), path)
     assert torch.equal(pixels(path), torch.full((4, 5, 3), 255, dtype=torch.uint8))
     assert os.listdir(path.parent) == ["c.png"]
+
+
+def test_texts_are_chunks_of_the_file(tmp_path):
+    texts = {"prompt": '{"1": {"class_type": "KSampler"}}', "parameters": "a cat, \u718a\nSteps: 5"}
+    save_picture(torch.zeros(2, 3, 3), tmp_path / "a.png", texts)
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        assert image.text == texts
+    save_picture(torch.zeros(2, 3, 3), tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.info == {}

@@ -3,6 +3,7 @@
 import pytest
 
 from textinv_core.image_settings import SIDES
+from textinv_core.training.preview import RANGES as PREVIEW_RANGES
 from textinv_core.training.settings import RANGES
 
 # Node id -> inputs and outputs, in order: `id: TYPE`, `?` where optional, `[]` for lists. Once landed, these stay.
@@ -35,7 +36,10 @@ SCHEMAS = {
         " learning_rate: STRING, batch_size: INT, gradient_accumulation: INT, seed: INT, preview_prompt: STRING?,"
         " preview_steps: INT?, precision: COMBO?, gradient_checkpointing: COMBO?, gradient_clipping: COMBO?,"
         " clip_at: FLOAT?, min_timestep: INT?, max_timestep: INT?, loss_weighting: COMBO?, mask_loss: BOOLEAN?,"
-        " save_every: INT?, resume: COMBO?, evaluate_every: INT?, held_out: INT?, early_stop: COMBO?, patience: INT?",
+        " save_every: INT?, resume: COMBO?, evaluate_every: INT?, held_out: INT?, early_stop: COMBO?, patience: INT?,"
+        " keep: INT?, preview_every: INT?, preview_negative: STRING?,"
+        " preview_sampler: COMBO?, preview_scheduler: COMBO?, preview_cfg: FLOAT?, preview_seed: INT?,"
+        " preview_width: INT?, preview_height: INT?",
         "embedding: TEXTINV_EMBEDDING, loss: LOSS_MAP, previews: IMAGE, best: TEXTINV_EMBEDDING",
     ),
     "TextInvApplyEmbedding": ("clip: CLIP, embedding: TEXTINV_EMBEDDING", "clip: CLIP"),
@@ -70,6 +74,8 @@ def test_inputs_and_outputs(schemas, node_id):
 def test_numbers_can_be_what_the_core_takes(schemas):
     inputs = {each.id: each for each in schemas["TextInvTrainEmbedding"].inputs}
     assert {name: (inputs[name].min, inputs[name].max) for name in RANGES} == RANGES
+    previews = {name: inputs[f"preview_{name}"] for name in PREVIEW_RANGES}
+    assert {name: (each.min, each.max) for name, each in previews.items()} == PREVIEW_RANGES
     for side in ("width", "height"):
         [size] = (each for each in schemas["TextInvPreprocess"].inputs if each.id == side)
         assert SIDES[0] <= size.min and size.max == SIDES[1]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import PACK, Server, find_host, make_base, version
+from tests.rig import PACK, Server, find_host, link, make_base, version
 
 HERE = Path(__file__).absolute().parent
 EXAMPLES = ("train_style_sd15", "train_subject_sd15", "train_subject_sdxl")
@@ -75,6 +75,7 @@ def workflow(example: str) -> dict:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     base = make_base(tmp_path_factory.mktemp("page"))
+    link(HERE.parent / "host" / "toyworld", base / "custom_nodes" / "toyworld")
     for folder in ("my_style", "my_subject"):
         (base / "input" / folder).mkdir()
     (base / "models" / "checkpoints").mkdir()

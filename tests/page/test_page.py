@@ -1,8 +1,11 @@
 """The pack in the page: example graphs, nodes, help and translations are there and whole."""
 
+import base64
 import itertools
 import json
 import re
+import shutil
+import time
 
 import pytest
 import torch
@@ -141,3 +144,52 @@ def test_a_saved_embedding_says_on_the_node_how_it_is_used(page, either_nodes, s
     # Without overwriting: of two files of one name prompts would find one.
     shown = "text => app.graph.nodes[1].widgets.some(w => `${w.value}`.startsWith(text))"
     page.wait_for_function(shown, arg=f"Saved as embedding:{name}_2")
+
+
+DROP = """([data, name]) => {
+    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], name, {type: 'image/png'}));
+    const to = document.querySelector('#graph-canvas');
+    to.dispatchEvent(new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: transfer}));
+}"""
+
+
+def test_a_preview_that_is_dropped_on_the_page_opens_the_graph_that_made_it(page, server):
+    folder = PACK / "textinv_core" / "toyworld"
+    shutil.copytree(folder / "pictures", server.base / "input" / "my_figure")
+    load = {"folder": "my_figure", "recursive": False, "captions": "none", "filename_word_regex": "",
+            "filename_join_string": " "}  # fmt: skip
+    told = {"template": "subject", "steps": 2, "learning_rate": "0.01", "batch_size": 2, "gradient_accumulation": 1}
+    told |= {"seed": 0, "preview_prompt": "[name], a hat", "preview_steps": 2}
+    graph = {
+        "1": {"class_type": "TestLoadToyWorld", "inputs": {"folder": str(folder)}},
+        "2": {"class_type": "TextInvLoadImages", "inputs": load},
+        "3": {
+            "class_type": "TextInvCreateEmbedding",
+            "inputs": {"clip": ["1", 1], "name": "dropped", "init_text": "figure", "vectors": 2},
+        },
+        "4": {
+            "class_type": "TextInvTrainEmbedding",
+            "inputs": {
+                **{"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "embedding": ["3", 0], "images": ["2", 0]},
+                **told,
+            },
+        },
+        "5": {"class_type": "PreviewImage", "inputs": {"images": ["4", 2]}},
+    }
+    page.evaluate("graph => app.loadApiJson(graph, 'made')", graph)
+    page.evaluate("app.graph.nodes.forEach(n => { n.title = `of mine ${n.type}`; })")  # what only a workflow keeps
+    before = page.evaluate(TO_API)
+    page.evaluate("app.queuePrompt(0)")
+    run = server.base / "output" / "textual_inversion" / "dropped"
+    deadline = time.monotonic() + 120
+    while not (pictures := [*run.glob("*/images/dropped-2.png")]):
+        assert time.monotonic() < deadline, server.log_text()[-2000:]
+        time.sleep(0.2)
+
+    page.evaluate("app.graph.clear()")
+    page.evaluate(DROP, [base64.b64encode(pictures[0].read_bytes()).decode(), "dropped-2.png"])
+    page.wait_for_function("count => app.graph.nodes.length === count", arg=len(graph))
+    assert page.evaluate(TO_API) == before
+    assert before["4"]["_meta"]["title"] == "of mine TextInvTrainEmbedding"

@@ -146,11 +146,11 @@ class Host(FakeHost):
     latent_multiple = 8
 
     def encode(self, images):
-        self.given = images
+        self.given = [*getattr(self, "given", ()), *images]
         return [image.movedim(-1, 0)[:, ::8, ::8] for image in images]
 
 
-def test_pictures_and_masks_are_cropped_alike_and_encoded_together(caplog):
+def test_pictures_and_masks_are_cropped_alike(caplog):
     caplog.set_level("INFO", "textinv")
     mask = torch.zeros(18, 16)
     mask[1:9] = 1  # the upper half of what is left of the picture
@@ -165,6 +165,7 @@ def test_pictures_and_masks_are_cropped_alike_and_encoded_together(caplog):
     assert [(each.caption, each.name) for each in (first, second)] == [("a", "first"), ("b", "sub/second")]
     assert torch.equal(first.weights, torch.tensor([[2.0, 2.0], [0.0, 0.0]]))
     assert torch.equal(second.weights, torch.ones(1, 1))
+    assert (first.size, second.size) == ((16, 16), (8, 8))
     assert "1 of 2 pictures, such as one of 16x18 pixels, are cut at the edges: this model takes sides" in caplog.text
 
 

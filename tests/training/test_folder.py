@@ -3,6 +3,7 @@
 from datetime import datetime
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -100,3 +101,24 @@ def test_the_newest_copy_is_the_one_that_was_written_last(tmp_path):
     for step in (5, 30, 7):
         path = folder.save(fake_embedding(step=step))
         assert path.name == f"cat-{step}.safetensors" and folder.newest() == path
+
+
+def test_of_copies_the_newest_are_kept_and_those_that_others_made(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (10, 20, 25, 30, 40, 50, 100):
+        folder.save(fake_embedding(step=step))
+    folder.prune(10, 2, {20})
+    assert sorted(path.name for path in (tmp_path / "embeddings").iterdir()) == sorted(
+        f"cat-{step}.safetensors" for step in (20, 25, 50, 100)
+    )
+
+
+def test_what_turned_out_to_be_no_good_is_taken_back(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (9, 10, 11):
+        folder.save(fake_embedding(step=step))
+        folder.save_preview(torch.zeros(64, 64, 3), fake_embedding(step=step), {})
+        folder.save_image_embedding(torch.zeros(64, 64, 3), fake_embedding(step=step))
+    folder.withdraw(10)
+    left = {path.stem for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert left == {"cat-9", "cat-10"} and len([*tmp_path.rglob("*.*")]) == 6

@@ -7,18 +7,22 @@ import weakref
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.fakes import FakeHost, FakeModel, Interrupted, fake_embedding, fake_pictures, same, train
 from textinv_core import load_embedding
 from textinv_core.embedding import Embedding
 from textinv_core.errors import UserError
+from textinv_core.hosts.base import Sampling
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.evaluation import split
 from textinv_core.training.examples import encoded_examples
-from textinv_core.training.learn import Preview, Previewed, Started, learn
+from textinv_core.training.learn import Encoded, Started, learn
 from textinv_core.training.parallel import Processes
+from textinv_core.training.preview import Preview, Previewed
 from textinv_core.training.run import Ended, Saved
 from textinv_core.training.settings import TrainSettings
 from textinv_core.training.training import Step, Training
@@ -30,10 +34,14 @@ def settings(steps=3, template=("[name], [filewords]",), **more):
 
 
 def events(tmp_path, host=None, pictures=None, embedding=None, told=None, **more):
+    """All that is told behind the pictures being encoded."""
     pictures = fake_pictures() if pictures is None else pictures
-    return list(
-        learn(host or FakeHost(), pictures, embedding or fake_embedding(), told or settings(), tmp_path, **more)
-    )
+    learning = learn(host or FakeHost(), pictures, embedding or fake_embedding(), told or settings(), tmp_path, **more)
+    return [event for event in learning if not isinstance(event, Encoded)]
+
+
+def started_of(learning):
+    return next(event for event in learning if isinstance(event, Started))
 
 
 def files(folder):
@@ -48,8 +56,26 @@ def test_what_happens_in_order(tmp_path):
     told = events(tmp_path, host, preview=Preview())
     assert [type(event) for event in told] == [Started, Step, Step, Saved, Step, Previewed, Ended]
     # Sampling comes when the host has its model back.
-    assert host.did[:4] == ["encode", "load", "unload", "read cat-3.safetensors"]
-    assert host.did[4].startswith("sample") and len(host.did) == 5
+    assert host.did[:3] == ["encode", "load", "unload"] and host.did[3].startswith("sample") and len(host.did) == 4
+
+
+def test_pictures_are_encoded_one_after_another_before_anything_is_written(tmp_path):
+    """So that there is something to see, and somewhere to stop."""
+    host = FakeHost()
+    with closing(learn(host, fake_pictures(3), fake_embedding(), settings(), tmp_path)) as told:
+        assert [next(told), next(told)] == [Encoded(1, 3), Encoded(2, 3)]
+        assert host.did == ["encode"]
+    [*first] = learn(host, fake_pictures(3), fake_embedding(), settings(), tmp_path)
+    assert first[:3] == [Encoded(1, 3), Encoded(2, 3), Encoded(3, 3)] and isinstance(first[3], Started)
+    assert str(first[1]) == "2 of 3 pictures encoded"
+
+
+def test_a_changed_rate_encodes_nothing_again(tmp_path):
+    host = FakeHost()
+    events(tmp_path, host)
+    host.did.clear()
+    events(tmp_path, host, told=settings(learning_rate="0.1"))
+    assert host.did == ["load", "unload"]
 
 
 def test_it_learns_what_the_training_alone_would(tmp_path):
@@ -107,6 +133,8 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         "held_out": 1,
         "early_stop": "off",
         "patience": 5,
+        "keep": 0,
+        "preview": None,
         "shuffle": {"mode": "all", "per": "batch", "progressive_words": True, "unlock_every": 2000},
         "embedding": "cat",
         "pictures": 4,
@@ -145,6 +173,8 @@ def test_processes_but_the_first_leave_nothing(tmp_path):
         ({"pictures": []}, "no pictures"),
         ({"pictures": fake_pictures(1, 3, 9)}, "9x3 pixels is too small"),
         ({"processes": Processes(0, 2)}, "2 processes cannot share 1 batches"),
+        ({"preview": Preview(sampler="dmp")}, "preview_sampler cannot be 'dmp'"),
+        ({"preview": Preview(width=66)}, "multiples of 4"),
     ],
 )
 def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
@@ -197,10 +227,19 @@ def test_a_result_that_cannot_be_looked_at_is_kept(tmp_path, error, said, is_rea
 
 def test_a_preview_shows_what_was_learnt(tmp_path):
     host = FakeHost()
-    started, *_, previewed, _ = events(tmp_path, host, told=settings(seed=9), preview=Preview("two [name]", 7))
-    assert previewed.pictures.shape == (1, 8, 8, 3)
-    assert host.did[-1] == "sample ['two embedding:cat'] of [3, 4, 6] with [3], seeds [9], 7 steps"
-    assert "images/cat-3.png" in files(started.folder.path)
+    told = Preview(0, "two [name]", "snow", "dpmpp_2m", "karras", 7, 3.5, 11)
+    started, *_, previewed, ended = events(tmp_path, host, told=settings(seed=9), preview=told)
+    assert previewed.step == 3 and previewed.pictures.shape == (1, 64, 64, 3)
+    assert host.did[-1] == "sample ['two embedding:cat'] of [3, 4, 6] with [3], seeds [11], 7 steps"
+    assert host.sampled == Sampling(7, 3.5, "snow", "dpmpp_2m", "karras")
+    assert previewed.path == started.folder.path / "images" / "cat-3.png"
+    with Image.open(previewed.path) as picture:
+        assert picture.text["parameters"] == (
+            "two embedding:cat\nNegative prompt: snow\n"
+            "Steps: 7, Sampler: dpmpp_2m, CFG scale: 3.5, Seed: 11, Size: 64x64"
+        )
+    in_picture = load_embedding(started.folder.path / "image_embeddings" / "cat-3.png")
+    assert same(in_picture, ended.learnt)
     events(tmp_path, host, preview=Preview())
     assert host.did[-1].startswith("sample ['embedding:cat, picture-0']")
 
@@ -227,7 +266,7 @@ def test_a_preview_has_the_memory_of_the_training(tmp_path, monkeypatch):
 def test_no_preview_is_made_unasked(tmp_path):
     host = FakeHost()
     told = events(tmp_path, host)
-    assert Previewed not in map(type, told) and not [did for did in host.did if did.startswith("sample")]
+    assert Previewed not in map(type, told) and len(host.did) == 3
 
 
 @pytest.mark.parametrize(
@@ -247,7 +286,125 @@ def test_a_preview_that_cannot_be_written_is_shown(tmp_path, monkeypatch):
 
     monkeypatch.setattr("textinv_core.training.folder.save_picture", full)
     *_, previewed, ended = events(tmp_path, preview=Preview())
-    assert isinstance(previewed, Previewed) and isinstance(ended, Ended)
+    assert isinstance(previewed, Previewed) and isinstance(ended, Ended) and previewed.path is None
+
+
+@pytest.mark.parametrize(
+    ("size", "cells"), [((), [3, 4, 6]), ((32, 0), [3, 4, 8]), ((0, 32), [3, 8, 6]), ((12, 20), [3, 5, 3])]
+)
+def test_a_preview_is_as_large_as_it_was_told_or_as_the_first_picture(tmp_path, size, cells):
+    host = FakeHost()
+    events(tmp_path, host, preview=Preview(**dict(zip(("width", "height"), size, strict=False))))
+    assert f"of {cells} with" in host.did[-1]
+
+
+def test_texts_for_its_file_are_taken_as_they_are(tmp_path):
+    for texts in ({"prompt": "{}", "workflow": "[]"}, {}):
+        *_, previewed, _ = events(tmp_path, told=settings(resume="fresh"), preview=Preview(), texts=texts)
+        with Image.open(previewed.path) as picture:
+            assert picture.text == texts
+
+
+def test_the_file_has_the_pixels_that_the_host_would_save(tmp_path):
+    sampled = torch.rand(1, 64, 64, 3)
+    *_, previewed, _ = events(tmp_path, FakeHost(sampling=sampled), preview=Preview())
+    # As in ComfyUI's SaveImage.
+    theirs = np.clip(255.0 * sampled[0].numpy(), 0, 255).astype(np.uint8)
+    with Image.open(previewed.path) as picture:
+        assert np.array_equal(np.asarray(picture), theirs)
+
+
+def test_a_picture_that_cannot_hold_the_embedding_is_kept_without(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("textinv_core.formats.image_embedding.MAX_PIXELS", 10)
+    started, *_, previewed, _ = events(tmp_path, preview=Preview())
+    assert previewed.path.is_file() and not [*started.folder.path.glob("image_embeddings/*")]
+    assert "64 x 64 cannot hold the embedding" in caplog.text
+
+
+class Strict(FakeHost):
+    """Its models are good once: inside the `trainable` they come from. Generating draws from the random state."""
+
+    def _load(self, latent, batch_size, stack):
+        super()._load(latent, batch_size, stack)
+        self.model = model = FakeModel()
+        stack.callback(setattr, model, "change", None)
+        return model
+
+    def sample(self, *arguments):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return super().sample(*arguments)
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": "on"}, {"gradient_accumulation": 2, "batch_size": 2}])
+def test_previews_on_the_way_change_nothing_that_is_learnt(tmp_path, more):
+    told, shuffle, host = settings(5, **more), ShuffleConfig("all"), Strict()
+    before = torch.get_rng_state()
+    with_previews = events(tmp_path / "with", host, told=told, shuffle=shuffle, preview=Preview(2))
+    without = events(tmp_path / "without", told=told, shuffle=shuffle)
+    assert same(with_previews[-1].learnt, without[-1].learnt) and with_previews[-1].losses == without[-1].losses
+    assert torch.equal(torch.get_rng_state(), before)
+    kinds = [type(event) for event in with_previews]
+    assert kinds == [Started, Step, Step, Previewed, Saved, Step, Step, Previewed, Saved, Step, Previewed, Ended]
+    assert [event.step for event in with_previews if isinstance(event, Previewed)] == [2, 4, 5]
+    # Each with what was learnt by its step, and while the host had its model back.
+    sampled = [place for place, what in enumerate(host.did) if what.startswith("sample")]
+    assert [host.did[place - 1] for place in sampled] == ["unload"] * 3 and host.did.count("load") == 3
+    assert [f"with [{step}]" in host.did[place] for place, step in zip(sampled, (2, 4, 5), strict=True)] == [True] * 3
+    for step in (2, 4):
+        copy = load_embedding(with_previews[0].folder.copy("cat", step))
+        assert same(load_embedding(with_previews[0].folder.path / f"image_embeddings/cat-{step}.png"), copy)
+    assert host.model.checkpointed == (told.gradient_checkpointing == "on")
+
+
+def test_a_preview_on_the_way_that_fails_costs_nothing_else(tmp_path, caplog):
+    host = Strict(sampling=torch.OutOfMemoryError("short"))
+    *_, ended = events(tmp_path, host, told=settings(5), preview=Preview(2))
+    assert ended.learnt.step == 5 and caplog.text.count("what was learnt is kept") == 3
+    assert "the preview of step 2 failed" in caplog.text
+
+
+@pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt])
+def test_an_interrupt_in_a_preview_on_the_way_ends_the_run_and_loses_nothing(tmp_path, error):
+    told = settings(5)
+    *_, unbroken = events(tmp_path / "unbroken", told=told)
+    host = Strict(sampling=error())
+    with pytest.raises(error):
+        events(tmp_path, host, told=told, preview=Preview(2))
+    assert host.did[-2:] == ["unload", "sample ['embedding:cat, picture-0'] of [3, 4, 6] with [2], seeds [0], 20 steps"]
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    [folder] = (tmp_path / "cat").iterdir()
+    assert load_embedding(folder / "embeddings" / "cat-2.safetensors").step == 2
+    # What was missed then is made when the run goes on.
+    host = Strict()
+    gone_on = events(tmp_path, host, told=told, preview=Preview(2))
+    assert [event.step for event in gone_on if isinstance(event, Previewed)] == [2, 4, 5]
+    assert [event.step for event in gone_on if isinstance(event, Step)] == [3, 4, 5]
+    assert same(gone_on[-1].learnt, unbroken.learnt)
+
+
+def test_at_the_end_ctrl_c_costs_the_preview_and_what_ends_the_process_does_not(tmp_path, caplog):
+    *rest, ended = events(tmp_path, FakeHost(sampling=KeyboardInterrupt()), preview=Preview())
+    assert isinstance(ended, Ended) and Previewed not in map(type, rest) and "was cancelled" in caplog.text
+
+    class Signalled(KeyboardInterrupt): ...
+
+    with pytest.raises(Signalled):
+        events(tmp_path, FakeHost(sampling=Signalled()), told=settings(seed=2), preview=Preview())
+
+
+def test_previews_of_steps_done_before_are_not_made_again(tmp_path):
+    told = settings(4)
+    events(tmp_path, told=told, preview=Preview(2))
+    gone_on = events(tmp_path, told=settings(7), preview=Preview(2))
+    assert [event.step for event in gone_on if isinstance(event, Previewed)] == [6, 7]
+    other = Preview(2, "a [name]")
+    for preview, made in ((Preview(2), []), (Preview(3), []), (other, [7]), (other, [])):
+        host = FakeHost()
+        again = events(tmp_path, host, told=settings(7), preview=preview)
+        assert [event.step for event in again if isinstance(event, Previewed)] == made
+        assert "load" not in host.did and isinstance(again[-1], Ended)
+    assert sorted(again[0].folder.previews()) == [2, 4, 6, 7]
 
 
 def test_frames_of_a_video_are_previewed(tmp_path):
@@ -266,7 +423,7 @@ def test_the_host_has_its_model_back_when_nobody_listens_any_more(tmp_path):
         within = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         told = learn(host, fake_pictures(), fake_embedding(), settings(), tmp_path)
         with closing(told):
-            started, step = next(told), next(told)
+            started, step = started_of(told), next(told)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == within
     assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == flags
     assert host.did[-1] == "unload"
@@ -278,7 +435,7 @@ def test_an_interrupt_keeps_what_was_learnt(tmp_path, caplog):
     model = FakeModel(is_interrupted=lambda calls: calls == 2)
     host = FakeHost(model)
     told = learn(host, fake_pictures(), fake_embedding(), settings(), tmp_path, preview=Preview())
-    started, *_ = (next(told) for _ in range(4))
+    started, *_ = started_of(told), next(told), next(told), next(told)
     with pytest.raises(Interrupted):
         next(told)
     assert host.did == ["encode", "load", "unload"]  # and no preview

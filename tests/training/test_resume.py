@@ -80,7 +80,7 @@ def test_more_steps_go_on_and_both_are_said(tmp_path, unbroken):
     [folder] = folders(tmp_path / "run")
     told = json.loads((folder / "settings.json").read_text())
     assert told["steps"] == 20 and told["save_every"] == 5
-    assert told["before"] == [{"until_step": 6, "steps": 6, "save_every": 0}]
+    assert told["before"] == [{"until_step": 6, "steps": 6, "save_every": 0, "preview": None}]
     assert csv(tmp_path / "run") == csv(tmp_path / "unbroken")
 
 
@@ -172,7 +172,7 @@ def test_finishing_ends_a_run_as_its_end_does(tmp_path, unbroken):
     for event in learning:
         events.append(event)
         if isinstance(event, Step) and event.step == 4:
-            events[0].finish()
+            next(event for event in events if isinstance(event, Started)).finish()
     assert steps(events)[-1] == 5 and events[-1].learnt.step == 5 and events[-1].path
     *_, ended = train(tmp_path / "run", settings(20))
     assert same(ended.learnt, unbroken.learnt)

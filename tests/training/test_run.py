@@ -162,6 +162,25 @@ def test_what_happens_is_told_in_order(tmp_path):
     assert [(copy.step, copy.path.name) for copy in copies] == [(2, "cat-2.safetensors"), (4, "cat-4.safetensors")]
 
 
+@pytest.mark.parametrize(("keep", "left"), [(0, [2, 4, 6, 8, 9]), (1, [8, 9]), (3, [4, 6, 8, 9])])
+def test_only_the_newest_copies_are_kept_and_the_last(tmp_path, keep, left):
+    told = settings(9, save_every=2, keep=keep)
+    run_training(FakeModel(), fake_examples(), fake_embedding(), told, tmp_path)
+    assert [step for step in range(10) if (tmp_path / f"embeddings/cat-{step}.safetensors").exists()] == left
+
+
+def test_copies_are_kept_within_bounds_by_a_run_that_is_gone_on_with(tmp_path):
+    """And what the stop itself has left, between two of them, stays."""
+    told = settings(12, save_every=2, keep=2)
+    with pytest.raises(Interrupted):
+        run_training(FakeModel(), fake_examples(), fake_embedding(), told, tmp_path, on_step=stop_after(7))
+    state = RunFolder(tmp_path).newest_state()
+    training = Training(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), told, state=state)
+    list(run(training, RunFolder(tmp_path)))
+    left = [step for step in range(13) if (tmp_path / f"embeddings/cat-{step}.safetensors").exists()]
+    assert left == [7, 10, 12]
+
+
 def test_to_finish_early_is_to_stop_listening(tmp_path, expected):
     training = Training(FakeModel(), fake_examples(), LearnableEmbedding(fake_embedding()), settings())
     events = run(training, RunFolder(tmp_path))

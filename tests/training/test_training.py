@@ -7,7 +7,17 @@ from itertools import groupby, islice
 import pytest
 import torch
 
-from tests.fakes import FakeModel, Interrupted, fake_embedding, fake_examples, numbered_embedding, same, train
+from tests.fakes import (
+    FakeModel,
+    Interrupted,
+    fake_embedding,
+    fake_example,
+    fake_examples,
+    fixed,
+    numbered_embedding,
+    same,
+    train,
+)
 from textinv_core.embedding import Embedding
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.chance import STREAMS, chance
@@ -817,15 +827,145 @@ def test_other_errors_are_not_taken_for_want_of_memory():
     assert model.checkpointed == 0
 
 
-@pytest.mark.parametrize(
-    ("checkpointing", "calls", "times"), [("off", [2], 0), ("on", [2], 1), ("auto", [2, 3], 1), ("auto", [2, 5], 1)]
-)
-def test_running_out_of_memory_for_good_is_an_error(checkpointing, calls, times):
-    model = FakeModel(change=out_of_memory(calls))
-    with pytest.raises(torch.OutOfMemoryError):
-        list(train(model, fake_examples(), fake_embedding(), settings(gradient_checkpointing=checkpointing)))
-    assert model.checkpointed == times
-    assert len(model.calls) == calls[-1]
+class LittleMemory(FakeModel):
+    """Has room for `room` pictures at a time, and for more by `spared` with checkpoints."""
+
+    room, spared = 2, 0
+
+    def predict(self, noisy, t, conditions):
+        room = self.room + (self.spared if self.checkpointed else 0)
+        if len(conditions) > room:
+            self.calls.append(None)
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.07 "
+                "GiB is free. Process 1 has 5.00 GiB memory in use."
+            )
+        return super().predict(noisy, t, conditions)
+
+
+def little_memory(room, spared=0):
+    model = LittleMemory()
+    model.room, model.spared = room, spared
+    return model
+
+
+def sizes(model):
+    """How many pictures each call to the model was for; 0 for one that failed."""
+    return [len(call.prompts) if call else 0 for call in model.calls]
+
+
+# Pictures of two sizes, so that there are incomplete batches; masks on some of them.
+UNEVEN = [*fake_examples(5), *(fake_example(i, (6, 4), weights=fixed(i, 6, 4).exp().float()) for i in range(5, 8))]
+UNEVEN += [fake_example(8, (6, 4))]
+
+
+@pytest.mark.parametrize("per", ["sample", "occurrence", "batch"])
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_batch_that_does_not_fit_is_computed_in_parts_and_learns_the_same(room, per):
+    """Same pictures, prompts, noise and orders: the same up to rounding."""
+    arguments = (
+        UNEVEN,
+        fake_embedding(4),
+        settings(5, LINES, batch_size=5, gradient_accumulation=3, loss_weighting="min_snr"),
+        ShuffleConfig("all", per),
+    )
+    plain, short = FakeModel(), little_memory(room)
+    expected, run = snapshots(plain, *arguments), snapshots(short, *arguments)
+    assert [step.loss for step, _ in run] == pytest.approx([step.loss for step, _ in expected], rel=1e-6)
+    for (_, a), (_, b) in zip(run, expected, strict=True):
+        assert all(torch.allclose(a.vectors[key], b.vectors[key], rtol=0, atol=1e-6) for key in a.vectors)
+
+    def seen(model):
+        """Prompt, noise and timestep of every picture."""
+        calls = [call for call in model.calls if call]
+        return {
+            (each.prompts[i], each.noisy[i].sum().item(), each.t[i].item())
+            for each in calls
+            for i in range(len(each.t))
+        }
+
+    assert seen(short) == seen(plain)
+
+
+def test_memory_is_first_saved_by_checkpoints_then_by_halves_and_stays_so(caplog):
+    model = little_memory(2)
+    list(train(model, fake_examples(5), fake_embedding(), settings(3, batch_size=5)))
+    assert model.checkpointed == 1
+    assert sizes(model) == [0, 0, 0] + [2, 2, 1] * 3  # all five, with checkpoints, three
+    assert "gradient_checkpointing" in caplog.messages[0]
+    assert [message.partition("with ")[2][:35] for message in caplog.messages[1:]] == [
+        "3 pictures at a time in place of 5;",
+        "2 pictures at a time in place of 3;",
+    ]
+
+
+def test_batches_stay_whole_where_checkpoints_are_enough(caplog):
+    model = little_memory(2, spared=2)
+    list(train(model, fake_examples(4), fake_embedding(), settings(3, batch_size=4)))
+    assert (model.checkpointed, sizes(model)) == (1, [0, 4, 4, 4])
+
+
+@pytest.mark.parametrize(("checkpointing", "times"), [("off", 0), ("on", 1)])
+def test_who_decides_on_checkpoints_gets_halves_at_once(checkpointing, times):
+    model = little_memory(2)
+    list(
+        train(
+            model, fake_examples(4), fake_embedding(), settings(1, batch_size=4, gradient_checkpointing=checkpointing)
+        )
+    )
+    assert (model.checkpointed, sizes(model)) == (times, [0, 2, 2])
+
+
+def test_the_fixed_loss_is_taken_in_parts_too_and_needs_no_checkpoints():
+    learnable, told = LearnableEmbedding(fake_embedding(4)), settings(40, batch_size=4, evaluate_every=20)
+    plain, short = FakeModel(), little_memory(2)
+    losses = [Training(model, fake_examples(4), learnable, told).evaluate().loss for model in (plain, short)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert short.checkpointed == 0 and sizes(short)[:3] == [0, 2, 2] and sizes(short).count(0) == 1
+
+
+def test_half_precision_scales_each_part():
+    arguments = fake_examples(4), fake_embedding(), settings(4, batch_size=4)
+    half = {"dtype": torch.float16, "change": faint(FP16)}
+    plain, short = FakeModel(**half), LittleMemory(**half)
+    expected, run = trained(plain, *arguments), trained(short, *arguments)
+    assert max(sizes(short)) == 2
+    for key, rows in run.vectors.items():
+        assert torch.allclose(rows, expected.vectors[key], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "on", "auto"])
+def test_one_picture_that_does_not_fit_ends_the_training_with_the_sizes(checkpointing):
+    model, examples = LittleMemory(), [replace(each, size=(48, 32)) for each in fake_examples(4)]
+    arguments = settings(4, batch_size=4, gradient_checkpointing=checkpointing)
+    training = Training(model, examples, LearnableEmbedding(fake_embedding()), arguments)
+    before = training.advance().learnt
+    model.room = 0
+    with pytest.raises(TrainingError) as stopped:
+        training.advance()
+    assert same(training.learnt(), before)
+    message = str(stopped.value)
+    is_on = "off" if checkpointing == "off" else "on"
+    assert (
+        "one picture of 48x32 pixels at a time (float32 on cpu, gradient_checkpointing "
+        f"{is_on}, batch_size 4): CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.79 "
+        "GiB of which 1.07 GiB is free. Smaller pictures"
+    ) in message
+    assert ("gradient_checkpointing auto" in message) == (checkpointing == "off")
+    assert stopped.value.__context__ is None  # whose frames would hold what fills the memory
+
+
+def test_a_training_that_goes_on_does_not_try_again_what_did_not_fit():
+    arguments = fake_examples(4), LearnableEmbedding(fake_embedding()), settings(6, LINES, batch_size=4)
+    model = little_memory(2)
+    unbroken = [step.learnt for step in Training(little_memory(2), *arguments).steps()]
+    first = Training(model, *arguments)
+    for _ in range(3):
+        first.advance()
+    again = little_memory(2)
+    rest = [step.learnt for step in Training(again, *arguments, state=first.state()).steps()]
+    assert (again.checkpointed, sizes(again)) == (1, [2] * 6)
+    assert all(map(same, rest, unbroken[3:]))
 
 
 @pytest.mark.parametrize(("checkpointing", "times"), [("on", 1), ("auto", 0), ("off", 0)])

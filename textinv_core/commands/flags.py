@@ -9,13 +9,14 @@ from typing_extensions import TypedDict  # Python's own does not say before 3.11
 
 from ..described import description
 from .output import flag, number, whole_number
-from .settings_file import KINDS, TABLES
+from .settings_file import KINDS, TABLES, flag_of
 
 PANELS = {
     "": Group("What to learn", sort_key=1),
     "images": Group("Pictures: the table images of a settings file", sort_key=2),
     "train": Group("Training: the table train of a settings file", sort_key=3),
     "shuffle": Group("Shuffling of vectors: the table shuffle of a settings file", sort_key=4),
+    "preview": Group("Previews, made if one of these is given: the table preview of a settings file", sort_key=5),
 }
 
 
@@ -41,7 +42,7 @@ def flags_of(table: str) -> dict[str, Any]:
         key: Annotated[
             kind,
             Parameter(
-                name=flag(key),
+                name=flag_of(table, key),
                 help=_help(description(cls, settings[key].name), settings[key].default),
                 group=PANELS[table],
                 allow_leading_hyphen=str in (kind, *get_args(kind)),  # a text may be any text

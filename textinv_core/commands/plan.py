@@ -10,19 +10,24 @@ from typing_extensions import Doc
 from ..embedding import check_name
 from ..errors import SettingError, check_choice
 from ..hosts.precision import PRECISIONS
+from ..hosts.samplers import SAMPLERS, SCHEDULERS
 from ..image_settings import ImageSettings
 from ..schedule import training_rates
 from ..shuffle import ShuffleConfig
 from ..training.presets import PRESETS
+from ..training.preview import Preview, check_preview
 from ..training.settings import TrainSettings
 from .paths import check_file, check_folder, check_model, check_output
+
+CELL = 8  # pixels a side of the latents' cells, of all models that the command can use
 
 
 @dataclass(frozen=True)
 class Plan:
     """One training, from a model file to an embedding file.
 
-    images, train, shuffle: the tables of a settings file. name: "" for that of the embedding to go on from.
+    images, train, shuffle, preview: the tables of a settings file; without the last there are no previews. name: "" for
+    that of the embedding to go on from.
 
     Raises UserError for what cannot be used; that files are there is `check_paths`' to say.
     """
@@ -37,6 +42,7 @@ class Plan:
     images: ImageSettings
     train: TrainSettings
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
+    preview: Preview | None = None
     preset: Annotated[
         str,
         Doc(
@@ -128,6 +134,8 @@ class Plan:
                 )
             )
         check_choice("precision", self.precision, PRECISIONS)
+        if self.preview:
+            check_preview(self.preview, SAMPLERS, SCHEDULERS, CELL)
         if self.images.captions == "none" and any("[filewords]" in line for line in self.train.template):
             raise SettingError(
                 lambda name: (
@@ -154,7 +162,7 @@ def check_paths(plan: Plan) -> None:
 def facts_of(plan: Plan) -> dict[str, Any]:
     """All that decides a plan's result, of the kinds JSON knows: what tells whether a job has been done."""
     facts = asdict(plan)
-    for name in ("output", "plot", "device", "preset"):
+    for name in ("output", "plot", "device", "preset", "preview"):
         del facts[name]
     for name in ("save_every", "gradient_checkpointing"):
         del facts["train"][name]

@@ -35,7 +35,8 @@ def progress(quiet: bool = False) -> Progress:
 def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event], None]]":
     """A progress bar with loss, rate and time left, and JSON for each event, for a function that is given them all."""
     from ..training.evaluation import Evaluated
-    from ..training.learn import Started
+    from ..training.learn import Encoded, Started
+    from ..training.preview import Previewed
     from ..training.run import Saved
     from ..training.training import Step
 
@@ -46,6 +47,8 @@ def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event]
 
         def show(event: "Event") -> None:
             match event:
+                case Encoded():
+                    bar.update(task, completed=event.done, total=event.pictures, state="pictures encoded")
                 case Started():
                     bar.update(task, completed=event.step)
                     report.facts(
@@ -76,5 +79,7 @@ def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event]
                     )
                 case Saved():
                     report.facts(event="saved", name=name, path=str(event.path), step=event.step)
+                case Previewed():
+                    report.facts(event="preview", name=name, path=str(event.path or ""), step=event.step)
 
         yield show

@@ -16,8 +16,9 @@ from ..image_settings import ImageSettings
 from ..prompts import TEMPLATES, template_lines
 from ..shuffle import ShuffleConfig
 from ..training.presets import PRESETS
+from ..training.preview import Preview
 from ..training.settings import TrainSettings
-from .output import FLAGS, flag, without_comma
+from .output import flag, without_comma
 from .plan import Plan
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -34,7 +35,14 @@ MANY_PARTS = re.compile(r"(?<![\w'-])(?:[\w-]+|'')(?:[ \t]*\.[ \t]*(?:[\w-]+|'')
 MANY_DIGITS = re.compile(r"\b(?:0[xob]\w|\d)\w{99}", re.ASCII)
 
 # What a file's tables become; "" is its top.
-TABLES: dict[str, Any] = {"": Plan, "images": ImageSettings, "train": TrainSettings, "shuffle": ShuffleConfig}
+TABLES: dict[str, Any] = {
+    "": Plan,
+    "images": ImageSettings,
+    "train": TrainSettings,
+    "shuffle": ShuffleConfig,
+    "preview": Preview,
+}
+PREVIEW = "preview_"  # what its settings are called by flags and in messages, as other tables have some of these too
 IN_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 
@@ -53,6 +61,11 @@ def _kinds(cls: type) -> dict[str, Any]:
 
 
 KINDS = {table: _kinds(cls) for table, cls in TABLES.items()}
+
+
+def flag_of(table: str, key: str) -> str:
+    """The flag behind which the command takes a key of a table."""
+    return flag(PREVIEW + key if table == "preview" else key)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -124,8 +137,8 @@ def of_job(which: str, error: UserError) -> SettingError:
 
 def called(setting: str, tables: Mapping[str, Any], flags: Mapping[str, Any]) -> str:
     """What to call a setting in messages: by its key where only the file, `tables`, has it, else by its flag."""
-    key = setting.rstrip("_")
-    home = next(table for table, keys in KINDS.items() if key in keys)
+    key = setting.rstrip("_").removeprefix(PREVIEW)
+    home = "preview" if setting.startswith(PREVIEW) else next(table for table, keys in KINDS.items() if key in keys)
 
     def has_it(given: Mapping[str, Any]) -> bool:
         within = given.get(home, {}) if home else given
@@ -133,7 +146,7 @@ def called(setting: str, tables: Mapping[str, Any], flags: Mapping[str, Any]) ->
 
     by_flag = has_it(flags)
     in_file = has_it(tables) or any(map(has_it, tables.get("job", [])))
-    return flag(key) if by_flag or not in_file else f"{key} in [{home}]" if home else key
+    return flag_of(home, key) if by_flag or not in_file else f"{key} in [{home}]" if home else key
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,11 +159,11 @@ def _checked(tables: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says, every key known and every value of its kind."""
     from msgspec import ValidationError, convert
 
-    checked: dict[str, Any] = {}
+    checked: dict[str, Any] = {table: {} for table in tables if table and table in TABLES}
     for table, key, value in _flat(tables):
         if key not in KINDS[table]:
             raise UserError(_unknown(table, key))
-        within = checked.setdefault(table, {}) if table else checked
+        within = checked[table] if table else checked
         try:
             within[key] = convert(_in_full(table, key, value), KINDS[table][key], dec_hook=lambda kind, x: kind(x))
         except ValidationError:
@@ -203,20 +216,19 @@ def _unknown_table(table: str) -> str:
 def _unknown(table: str, key: str) -> str:
     """What to say of a key that means nothing: the one that a flag of this name is for, the same key elsewhere, or one
     that looks alike, here if possible."""
-    flags = {name.lstrip("-").replace("-", "_"): setting for setting, name in FLAGS.items()}
-    everywhere = {each: other for other, keys in KINDS.items() for each in keys}
-    in_python = key.replace("-", "_")
-    meant = flags.get(in_python, in_python)
-    if meant != key and meant in KINDS[table]:
+    everywhere = [(other, each) for other, keys in KINDS.items() for each in keys]
+    keys = {each: (other, each) for other, each in reversed(everywhere)}  # the first table that has it
+    flags = {flag_of(*place).lstrip("-").replace("-", "_"): place for place in everywhere}
+    other, meant = (keys | flags).get(key.replace("-", "_"), ("", ""))
+    if meant and other == table:
         advice = f"Did you mean {meant!r}?"
-    elif meant in everywhere:
-        other = everywhere[meant]
+    elif meant:
         advice = f"It belongs into [{other}]" if other else "It belongs to the top, before all tables"
         advice += f", as {meant!r}." if meant != key else "."
     elif guess := did_you_mean(key, KINDS[table]):
         advice = guess.strip()
-    elif near := get_close_matches(key, everywhere, 1):
-        advice = f"Did you mean {_place(everywhere[near[0]], near[0])}?"
+    elif near := get_close_matches(key, keys, 1):
+        advice = f"Did you mean {_place(*keys[near[0]])}?"
     elif not table and (guess := did_you_mean(key, filter(None, TABLES))):
         advice = guess.strip()
     else:
@@ -230,6 +242,7 @@ def _plan(settings: dict[str, Any]) -> Plan:
         check_choice("preset", preset, PRESETS)
     settings = _merged(_checked(PRESETS.get(preset, {})), settings)
     images, train, shuffle = (settings.pop(table, {}) for table in ("images", "train", "shuffle"))
+    preview = settings.pop("preview", None)
     if not settings.get("model"):
         raise _missing("model", "model to learn on")
     if not images.get("folder"):
@@ -242,6 +255,7 @@ def _plan(settings: dict[str, Any]) -> Plan:
         images=ImageSettings(**images),
         train=TrainSettings(template=_lines(template), **train),
         shuffle=ShuffleConfig(**shuffle),
+        preview=None if preview is None else Preview(**preview),
     )
 
 

@@ -68,6 +68,10 @@ def train(
         [shuffle]
         mode = "dynamic"
 
+        [preview]
+        every = 250
+        prompt = "a boat, a work in [name] style"
+
     and `textinv train ink.toml`, perhaps with flags for what should differ. A list of jobs has a table each,
     with what it has of its own; any number of processes started with the same file share them, and started again go on
     with those that are not done:
@@ -379,7 +383,8 @@ def train_one(
     host = load_model(plan.model, plan.model_config, plan.device, plan.precision)
     host = host.knowing(load_embeddings(plan.embedding))
     embedding = starting_embedding(plan, host)
-    events = learn(host, pictures, embedding, plan.train, _root(plan), shuffle=plan.shuffle, processes=processes)
+    more = {"shuffle": plan.shuffle, "preview": plan.preview, "processes": processes}
+    events = learn(host, pictures, embedding, plan.train, _root(plan), **more)
     started = ended = step = None
     is_asked = False
 

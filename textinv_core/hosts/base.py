@@ -137,13 +137,16 @@ class TrainableModel(ABC):
 class Sampling:
     """How pictures are generated.
 
-    steps: of the sampler, >= 1. guidance: how closely to keep to the prompt, >= 1, where `negative`, what is not
-    wanted, has no effect.
+    steps: of the sampler, >= 1. guidance: how closely to keep to the prompt (Ho & Salimans 2022, "cfg"), >= 0; at 1
+    `negative`, what is not wanted, has no effect. sampler: how noise is taken away. scheduler: how much of it at each
+    step. Both by the host's names, see `Host.samplers`; "" is what it takes by itself.
     """
 
     steps: int = 20
     guidance: float = 7.0
     negative: str = ""
+    sampler: str = ""
+    scheduler: str = ""
 
 
 class Host(ABC):
@@ -257,10 +260,24 @@ class Host(ABC):
         """Pictures float32 [H, W, 3] in 0..1 -> latents float32 [C, ..., h, w] on the CPU, scaled as the model takes
         them. The same picture always gives the same latent."""
 
+    def encoding(self) -> str:
+        """What tells latents that `encode` makes of a picture from those of another VAE, scaling, type or device."""
+        return self.identities()["vae"]
+
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as `sample` makes them, [B, C, ..., h, w] -> pictures float32 [n, H, W, 3] in 0..1 on the CPU; of a
         VAE for videos, all their frames."""
+
+    @property
+    @abstractmethod
+    def samplers(self) -> Sequence[str]:
+        """What `Sampling.sampler` can be, besides ""."""
+
+    @property
+    @abstractmethod
+    def schedulers(self) -> Sequence[str]:
+        """What `Sampling.scheduler` can be, besides ""."""
 
     @abstractmethod
     def sample(

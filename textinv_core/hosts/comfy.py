@@ -35,10 +35,13 @@ from ..prompts import EMBEDDING, read_name
 from .autograd import replaced_method, storages, tolerating_inplace
 from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .comfy_parts import identities, transformer_options
+from .marks import mark
 from .precision import dtype_of
 
 # Attentions of the host that cannot be trained through: gradients end there, or it fails.
 WITHOUT_BACKWARD = {"attention_sage", "attention3_sage", "attention_flash", "attention_comfy_kitchen_int8"}
+# What pictures are generated with where nothing is said.
+SAMPLER, SCHEDULER = "euler", "normal"
 
 
 # Text encoders and their embeddings
@@ -335,11 +338,27 @@ class ComfyHost(Host):
     @torch.random.fork_rng()
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
         scaled = self._model.model.process_latent_in
-        return [scaled(self._vae.encode(image[None, ..., :3]))[0].float().cpu() for image in images]
+        encoded = []
+        for image in images:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            encoded.append(scaled(self._vae.encode(image[None, ..., :3]))[0].float().cpu())
+        return encoded
+
+    def encoding(self) -> str:
+        scaling = mark(self._model.get_model_object("latent_format"))
+        return f"{super().encoding()} {scaling} {self._vae.device}"
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = self._vae.decode(latents)
         return pixels.reshape(-1, *pixels.shape[-3:])
+
+    @property
+    def samplers(self) -> list[str]:
+        return comfy.samplers.KSampler.SAMPLERS
+
+    @property
+    def schedulers(self) -> list[str]:
+        return comfy.samplers.KSampler.SCHEDULERS
 
     @torch.random.fork_rng()  # the host seeds the global generators
     def sample(
@@ -350,16 +369,18 @@ class ComfyHost(Host):
         sampling: Sampling,
         embeddings: Sequence[Embedding] = (),
     ) -> Tensor:
-        clip = self.apply(*embeddings)
+        """One by one, each of them as CLIPTextEncode, EmptyLatentImage, KSampler and VAEDecode make it, to the bit."""
+        clip, management = self.apply(*embeddings), comfy.model_management
         unwanted = clip.encode_from_tokens_scheduled(clip.tokenize(sampling.negative))
-        empty = torch.zeros(1, *shape)
+        empty = torch.zeros(1, *shape, device=management.intermediate_device(), dtype=management.intermediate_dtype())
+        empty = comfy.sample.fix_empty_latent_channels(self._model, empty)
+        how = sampling.steps, sampling.guidance, sampling.sampler or SAMPLER, sampling.scheduler or SCHEDULER
         pictures = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             wanted = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
             noise = comfy.sample.prepare_noise(empty, seed)
-            sampler = sampling.steps, sampling.guidance, "euler", "normal"
             latents = comfy.sample.sample(
-                self._model, noise, *sampler, wanted, unwanted, empty, seed=seed, disable_pbar=True
+                self._model, noise, *how, wanted, unwanted, empty, seed=seed, disable_pbar=True
             )
             pictures.append(self.decode(latents))
         return torch.cat(pictures)
@@ -380,6 +401,8 @@ class ComfyHost(Host):
                 stack.callback(management.unload_model_and_clones, own)
         # Three times what sampling takes: a guess, which only decides how much of a big model stays in RAM.
         activations = 3 * model.memory_required([batch_size, *latent.shape])
+        if self._vae is not None:  # which the host leaves on the GPU until it knows of something that needs the room
+            management.unload_model_and_clones(self._vae.patcher)
         management.load_models_gpu([model, clip.patcher], memory_required=activations)
         stack.callback(model.cleanup)
         model.pre_run()

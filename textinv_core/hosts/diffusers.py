@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Generator, Tensor, nn
 
 from ..devices import upload
@@ -29,6 +30,7 @@ from . import pipelines
 from .autograd import replaced_method
 from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .marks import mark
+from .samplers import SAMPLERS, SCHEDULERS
 from .tokens import Token, tokens, windows
 
 log = logging.getLogger("textinv")
@@ -359,6 +361,9 @@ class PipelineHost(Host):
             latents.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor)[0].float().cpu())
         return latents
 
+    def encoding(self) -> str:
+        return f"{super().encoding()} {self.pipe.vae.device}"
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipe.vae
@@ -375,8 +380,8 @@ class PipelineHost(Host):
         embeddings: Sequence[Embedding] = (),
         on_step: Callable[[int], None] = lambda _: None,
     ) -> Tensor:
-        """All in one batch. DPM-Solver++ of order 2, which adds no noise on the way: a picture depends on its own seed
-        and prompt alone, up to rounding.
+        """All in one batch. No sampler adds noise on the way: a picture depends on its own seed and prompt alone, up to
+        rounding.
 
         on_step: is told of every step of the sampler that is done, counted from 1."""
         model = PipelineModel(self, self._checked(embeddings), ExitStack())
@@ -384,19 +389,37 @@ class PipelineHost(Host):
         own = [Occurrences({})] * len(encoded)
         encoded = dict(zip(encoded, model.encode([*encoded], own, [tuple(shape[-2:])] * len(encoded)), strict=True))
         conditions = [encoded[prompt] for prompt in prompts] + [encoded[sampling.negative]] * len(prompts)
-        sampler: Any = DPMSolverMultistepScheduler.from_config(self.pipe.scheduler.config)
+        sampler: Any = self._sampler(sampling)
         sampler.set_timesteps(sampling.steps)
         noise = [torch.randn(tuple(shape), generator=Generator().manual_seed(seed)) for seed in seeds]
         noisy = torch.stack(noise).to(model.device) * sampler.init_noise_sigma
         for step, t in enumerate(sampler.timesteps, 1):
-            predicted = model.predict(torch.cat([noisy, noisy]), t.repeat(2 * len(seeds)), conditions)
+            scaled = sampler.scale_model_input(noisy, t)
+            predicted = model.predict(torch.cat([scaled, scaled]), t.repeat(2 * len(seeds)), conditions)
             wanted, unwanted = predicted.float().split(len(seeds))
             noisy = sampler.step(unwanted + sampling.guidance * (wanted - unwanted), t, noisy, return_dict=False)[0]
             on_step(step)
         return self.decode(noisy)
 
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        return SAMPLERS
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        return SCHEDULERS
+
+    def _sampler(self, sampling: Sampling) -> Any:
+        name = sampling.sampler or SAMPLERS[0]
+        kind = {"dpmpp_2m": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}[name]
+        levels = {"": {}, "normal": {"use_karras_sigmas": False}, "karras": {"use_karras_sigmas": True}}
+        return kind.from_config(self.pipe.scheduler.config, **levels[sampling.scheduler])
+
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> PipelineModel:
         model = PipelineModel(self, self._known, stack)
+        vae = self.pipe.vae
+        stack.callback(vae.to, vae.device)
+        vae.to("cpu")  # its room is for the training
         for module in (m for root in model.modules for m in root.modules()):
             stack.callback(setattr, module, "training", module.training)
             module.training = False

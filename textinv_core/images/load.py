@@ -1,7 +1,10 @@
 """Pictures read from files: pixels and masks of every kind of file, and with each the words that go with it."""
 
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", *FURTHER_KINDS.values())
 MAX_PIXELS = 100_000_000
 # What counts as white in grey pictures of 16 bits and more: the first of these that is not exceeded.
 WHITES = {"I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
+# Pictures of a folder that are read while others are at work: of one, 12 million pixels are 36 MB.
+AHEAD = 2
 
 
 def load_image(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -35,13 +40,25 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor]:
     Raises UserError with the reason (not the name, which the caller knows) for files that pillow cannot read
     to their end and for more than 100 million pixels; those are refused before any is decoded.
     """
+    return _to_tensors(_read(path))
+
+
+def _read(path: str | Path) -> np.ndarray:
+    """A picture's values as its file has them, turned: [H, W, 3 or 4] in bytes, or grey [H, W] in wider numbers.
+
+    Raises as `load_image`.
+    """
     if not Path(path).is_file():
         raise UserError("there is no such file")
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{image.width} x {image.height} are more than {MAX_PIXELS // 10**6} million pixels")
-            return _to_tensors(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode[0] in WHITES:  # pillow would clip these to 255 instead of scaling them
+                return np.array(image)
+            mode = "RGBA" if image.has_transparency_data else "RGB"
+            return np.array(image if image.mode == mode else image.convert(mode))
     except UnidentifiedImageError as error:
         raise UserError("it is not a picture, or of a kind other than its extension says") from error
     except Exception as error:  # pillow's readers raise anything from struct.error to SyntaxError on broken files
@@ -50,20 +67,39 @@ def load_image(path: str | Path) -> tuple[Tensor, Tensor]:
         raise UserError(str(error) or type(error).__name__) from error
 
 
-def _to_tensors(image: Image.Image) -> tuple[Tensor, Tensor]:
-    """A picture of any mode as float32 [H, W, 3] and its alpha [H, W]."""
-    if image.mode[0] in WHITES:
-        # Pillow would clip these to 255 instead of scaling them.
-        grey = torch.from_numpy(np.array(image).astype(np.float32)).nan_to_num(0.0, 0.0, 0.0)
+def _to_tensors(values: np.ndarray) -> tuple[Tensor, Tensor]:
+    """What `_read` gives as float32 [H, W, 3] and its alpha [H, W]."""
+    if values.ndim == 2:
+        grey = torch.from_numpy(values.astype(np.float32)).nan_to_num(0.0, 0.0, 0.0)
         peak = float(grey.max())
-        white = next((white for white in WHITES[image.mode[0]] if peak <= white), peak)
-        grey = (grey / white).clamp(0, 1)
+        whites = WHITES["F" if values.dtype.kind == "f" else "I"]
+        grey = (grey / next((white for white in whites if peak <= white), peak)).clamp(0, 1)
         return grey[..., None].repeat(1, 1, 3), unmasked(grey)
-    mode = "RGBA" if image.has_transparency_data else "RGB"
     # In bytes as long as can be: as numbers a photograph takes hundreds of megabytes, and a copy as many again.
-    values = torch.from_numpy(np.array(image.convert(mode)))
-    pixels = values[..., :3].float().div_(255)
-    return pixels, values[..., 3].float().div_(255) if mode == "RGBA" else unmasked(pixels)
+    coloured = torch.from_numpy(values)
+    pixels = coloured[..., :3].float().div_(255)
+    return pixels, coloured[..., 3].float().div_(255) if coloured.shape[-1] == 4 else unmasked(pixels)
+
+
+def _reading(paths: Sequence[Path], root: str | Path) -> Generator[Future[np.ndarray]]:
+    """Each path's `_read` in their order, with the next ones already begun; UserError in it for what links out of
+    `root`. To be closed where it is not used up."""
+
+    def read(path: Path) -> np.ndarray:
+        _check_inside(path, root)
+        return _read(path)
+
+    ahead: deque[Future[np.ndarray]] = deque()
+    pool = ThreadPoolExecutor(AHEAD)  # pillow reads without holding up Python
+    try:
+        for path in paths:
+            ahead.append(pool.submit(read, path))
+            if len(ahead) > AHEAD:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def load_folder(
@@ -75,8 +111,8 @@ def load_folder(
     join: str = " ",
 ) -> Iterator[Picture]:
     """Read the pictures of `folder` below `root`, with their masks, words and names, in natural order of their names:
-    one after another as they are asked for, as each takes hundreds of megabytes. Their alpha is the mask, see
-    `load_image`.
+    one after another as they are asked for, as each takes hundreds of megabytes, and a few ahead. Their alpha is the
+    mask, see `load_image`.
 
     captions: `sidecar` takes the text of the `.txt` beside the picture, `filename` the words of its name (see
     `prompts.filename_words` for `word_regex` and `join`), `auto` the first of these there is, `none` nothing.
@@ -89,26 +125,27 @@ def load_folder(
         raise UserError(f"There are no captions {captions!r}; there are {', '.join(CAPTIONS)}.")
     base = contained_folder(root, folder)
     count, skipped = 0, []
-    for path in list_images(base, recursive):
-        name = path.relative_to(base)
-        try:
-            _check_inside(path, root)
-            planes = load_image(path)
-        except UserError as error:
-            skipped.append((name.as_posix(), str(error)))
-            continue
-        caption = None
-        if captions in ("auto", "sidecar"):
+    paths = list_images(base, recursive)
+    with closing(_reading(paths, root)) as reading:
+        for path in paths:
+            name = path.relative_to(base)
             try:
-                _check_inside(path.with_suffix(".txt"), root)
-                caption = sidecar_caption(path)
-            except ValueError as error:
-                skipped.append((name.with_suffix(".txt").as_posix(), str(error)))
-        if caption is None and captions in ("auto", "filename"):
-            caption = filename_words(path, word_regex, join)
-        count += 1
-        yield Picture(*planes, caption or "", name.with_suffix("").as_posix())
-        del planes  # before the next ones are read
+                planes = _to_tensors(next(reading).result())
+            except UserError as error:
+                skipped.append((name.as_posix(), str(error)))
+                continue
+            caption = None
+            if captions in ("auto", "sidecar"):
+                try:
+                    _check_inside(path.with_suffix(".txt"), root)
+                    caption = sidecar_caption(path)
+                except ValueError as error:
+                    skipped.append((name.with_suffix(".txt").as_posix(), str(error)))
+            if caption is None and captions in ("auto", "filename"):
+                caption = filename_words(path, word_regex, join)
+            count += 1
+            yield Picture(*planes, caption or "", name.with_suffix("").as_posix())
+            del planes  # before the next ones are at hand
     _report(count, skipped, base, folder, recursive)
 
 

@@ -1,7 +1,7 @@
 """What is learnt from: pictures as latents with their captions, in batches of equal size."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from ..errors import UserError
 from ..hosts.base import Host
 from ..picture import Picture
+from .latents import latents
 
 log = logging.getLogger("textinv")
 
@@ -22,12 +23,14 @@ class Example:
     caption: its filewords; may be empty.
     weights: float32 [h, w] with a mean of 1, how much each place counts in the loss; None for everywhere alike.
     name: its picture's; may be empty.
+    size: width and height of the picture in pixels, for messages.
     """
 
     latent: Tensor
     caption: str = ""
     weights: Tensor | None = None
     name: str = ""
+    size: tuple[int, int] = (0, 0)
 
 
 def loss_weights(mask: Tensor, height: int, width: int) -> Tensor:
@@ -63,29 +66,30 @@ def cropped(picture: Picture, multiple: int) -> Picture:
 
 
 def encoded_examples(host: Host, pictures: Sequence[Picture]) -> list[Example]:
-    """Pictures as what is trained on: latents, encoded once, and weights from masks.
+    """As `encoding`, all of them."""
+    return [*encoding(host, pictures)]
+
+
+def encoding(host: Host, pictures: Sequence[Picture]) -> Iterator[Example]:
+    """Pictures as what is trained on, one after another as they are encoded: latents, and weights from masks.
 
     Their middle is taken, with sides that are multiples of the host's `latent_multiple`. Raises UserError for pictures
-    smaller than that.
+    smaller than that, before any is encoded.
     """
     multiple = host.latent_multiple
+    as_trained = [cropped(picture, multiple) for picture in pictures]
     if cut := [each for each in pictures if any(side % multiple for side in each.pixels.shape[:2])]:
         height, width = cut[0].pixels.shape[:2]
         log.info(
             f"textinv: {len(cut)} of {len(pictures)} pictures, such as one of {width}x{height} pixels, are cut at the "
             f"edges: this model takes sides that are multiples of {multiple}."
         )
-    latents = host.encode([crop_to_multiple(picture.pixels, multiple) for picture in pictures])
-    with torch.inference_mode(False):  # so that autograd may use them
-        return [
-            Example(
-                latent.clone(),
-                picture.caption,
-                loss_weights(crop_to_multiple(picture.mask, multiple), *latent.shape[-2:]),
-                picture.name,
-            )
-            for latent, picture in zip(latents, pictures, strict=True)
-        ]
+    encoded = latents(host, [picture.pixels for picture in as_trained])
+    for picture, latent in zip(as_trained, encoded, strict=True):
+        height, width = picture.pixels.shape[:2]
+        with torch.inference_mode(False):  # so that autograd may use them
+            weights = loss_weights(picture.mask, *latent.shape[-2:])
+        yield Example(latent, picture.caption, weights, picture.name, (width, height))
 
 
 def buckets(examples: Sequence[Example]) -> list[list[int]]:

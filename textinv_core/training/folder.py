@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -239,21 +239,48 @@ class RunFolder:
         return replace(copy, name=name)
 
     def withdraw(self, step: int) -> None:
-        """Take back the copies and states that were written of steps after `step`, which have turned out to be no
-        good."""
-        for path in [*self.path.glob("embeddings/*.safetensors"), *self._states()]:
+        """Take back the copies, previews and states that were written of steps after `step`, which have turned out to
+        be no good."""
+        pictures = self.path.glob("image*/*.png")
+        for path in [*self.path.glob("embeddings/*.safetensors"), *pictures, *self._states()]:
             copied = path.stem.rpartition("-")[2]
             if copied.isdecimal() and int(copied) > step:
                 path.unlink()
+
+    def prune(self, every: int, keep: int, spared: Collection[int] = ()) -> None:
+        """Of the copies of steps that `every` divides leave the newest `keep`, >= 1, and those of steps in `spared`."""
+        copies = self._of_steps("embeddings/*.safetensors")
+        for step in sorted(step for step in copies if step % every == 0)[:-keep]:
+            if step not in spared:
+                copies[step].unlink(missing_ok=True)
 
     def newest(self) -> Path | None:
         """The copy that was written last; None where there is none."""
         copies = [*self.path.glob("embeddings/*.safetensors"), *self._elsewhere]
         return max(copies, key=lambda path: path.stat().st_mtime_ns, default=None)
 
-    def save_preview(self, picture: Tensor, embedding: Embedding) -> None:
-        """Keep a picture, float32 [H, W, 3] in 0..1, that was made with an embedding."""
-        save_picture(picture, self.path / "images" / f"{embedding.name}-{embedding.step}.png")
+    def save_preview(self, picture: Tensor, embedding: Embedding, texts: Mapping[str, str]) -> Path:
+        """Keep a picture, float32 [H, W, 3] in 0..1, made with an embedding, and `texts` in it; returns where.
+
+        Its pixels are those of the file that ComfyUI's Save Image would write, which cuts off where others round.
+        """
+        path = self.path / "images" / f"{embedding.name}-{embedding.step}.png"
+        save_picture((picture.clamp(0, 1) * 255).floor() / 255, path, texts)
+        return path
+
+    def save_image_embedding(self, picture: Tensor, embedding: Embedding) -> None:
+        """Keep a picture with the embedding in its pixels. Raises UserError where it cannot hold it."""
+        path = self.path / "image_embeddings" / f"{embedding.name}-{embedding.step}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_embedding(embedding, path, picture)
+
+    def previews(self) -> dict[int, Path]:
+        """Step -> the preview that was made after it."""
+        return self._of_steps("images/*.png")
+
+    def _of_steps(self, pattern: str) -> dict[int, Path]:
+        paths = [(path.stem.rpartition("-")[2], path) for path in self.path.glob(pattern)]
+        return {int(step): path for step, path in paths if step.isdecimal()}
 
     def save_plot(self, picture: Tensor) -> None:
         """Keep a drawing of the losses, float32 [H, W, 3] in 0..1."""

@@ -2,26 +2,27 @@
 
 import logging
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..embedding import Embedding, with_model
 from ..errors import UserError
-from ..hosts.base import Host, Sampling
+from ..hosts.base import Host, TrainableModel
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
 from .evaluation import Evaluated, split
-from .examples import Example, cropped, encoded_examples
+from .examples import Example, cropped, encoding
 from .folder import RunFolder
 from .identity import facts, identity
 from .learnable import LearnableEmbedding
 from .parallel import ALONE, Processes
+from .preview import Preview, Previewed, check_preview, generate, is_alike
 from .resume import found
 from .run import Ended, Saved, run
 from .settings import UNDECIDING, TrainSettings
@@ -32,14 +33,14 @@ log = logging.getLogger("textinv")
 
 
 @dataclass(frozen=True)
-class Preview:
-    """A picture to generate when the training is over.
+class Encoded:
+    """So many of the pictures are latents."""
 
-    line: what to generate, as a template's line; "" takes the template's first. steps: of the sampler, >= 1.
-    """
+    done: int
+    pictures: int
 
-    line: str = ""
-    steps: int = 20
+    def __str__(self) -> str:
+        return f"{self.done} of {self.pictures} pictures encoded"
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,7 @@ class Started:
     finish: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Previewed:
-    """Pictures made with what was learnt, float32 [n, H, W, 3] in 0..1."""
-
-    pictures: Tensor
-
-
-Event = Started | Step | Evaluated | Saved | Previewed | Ended
+Event = Encoded | Started | Step | Evaluated | Saved | Previewed | Ended
 
 
 def learn(
@@ -77,19 +71,27 @@ def learn(
     shuffle: ShuffleConfig | None = None,
     processes: Processes = ALONE,
     preview: Preview | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> Generator[Event, None, None]:
     """Train `embedding` on `pictures`, in a run's folder below `root`, and tell what happens as it happens.
 
     The same inputs are the same run: what has ended gives its result at once, what has not goes on where it stood, see
-    `settings.resume`. It begins with Started and ends with Ended, whose `learnt` is an Embedding. To finish early, call
-    `Started.finish`; to stop, stop consuming: what was learnt is in the folder then (see `run`). Consume it in one
-    thread, and close it (`contextlib.closing`) where that may end before it does: until then the model is set to be
-    trained on.
+    `settings.resume`. It begins with Started, behind an Encoded for each picture where there is something to train, and
+    ends with Ended, whose `learnt` is an Embedding. To finish early, call `Started.finish`; to stop, stop consuming:
+    what was learnt is in the folder then (see `run`). Consume it in one thread, and close it (`contextlib.closing`)
+    where that may end before it does: until then the model is set to be trained on.
+
+    preview: what to generate on the way and at the end, while the host has its model back; nothing that is learnt
+    depends on it. texts: go into its files, by name; see `generate`.
 
     Whatever keeps the training from starting is raised before any work is done. Raises UserError for what the person
-    can mend, and what `Training.advance` and the host raise. A preview that fails, or is interrupted, is left out.
+    can mend, and what `Training.advance` and the host raise. A preview that fails, and one at the end that is
+    interrupted, is left out.
     """
     host.check_fits(embedding)
+    preview = preview if preview is not None and preview.steps else None
+    if preview is not None:
+        check_preview(preview, host.samplers, host.schedulers, host.latent_multiple)
     shuffle = shuffle or ShuffleConfig()
     as_trained = [cropped(picture, host.latent_multiple) for picture in pictures]
     height, width = as_trained[0].pixels.shape[:2] if pictures else (0, 0)
@@ -99,44 +101,65 @@ def learn(
     last_step = check(learnable, examples, settings, processes).last_step
 
     with ExitStack() as stack:
-        folder, past = None, None
+        folder, past, shows_it = None, None, False
         if processes.rank == 0:
             about = facts(host, as_trained, embedding, settings, shuffle)
             folder, past = found(root, embedding.name, about, settings, last_step, stack)
             held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
-            folder.write_settings(_told(folder, past, about, learnable, settings, len(pictures), held_out))
+            shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
+            folder.write_settings(_told(folder, past, about, learnable, settings, preview, len(pictures), held_out))
             if held_out:
                 log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
         past = processes.share(past)
+        learnt_from = len(pictures) - settings.held_out
         if isinstance(past, Ended):
-            yield Started(folder, len(pictures) - settings.held_out, learnable.embedding, past.learnt.step, _nothing)
+            yield Started(folder, learnt_from, learnable.embedding, past.learnt.step, _nothing)
+            if preview and folder and not (shows_it and past.learnt.step in folder.previews()):
+                [first] = encoding(host, pictures[:1])
+                yield from _at_the_end(host, _taking(preview, host, learnable, settings, first, folder, texts), past)
             yield past
             return
-        examples = encoded_examples(host, pictures)
+        examples = []
+        for example in encoding(host, pictures):
+            examples.append(example)
+            yield Encoded(len(examples), len(pictures))
+        take = preview and folder and _taking(preview, host, learnable, settings, examples[0], folder, texts)
+        every = preview.every if preview and take else 0
         largest = max((example.latent for example in examples), key=torch.numel)
         ended = None
-        with host.trainable(largest, settings.batch_size) as model:
-            training = Training(model, examples, learnable, settings, processes, past)
-            yield Started(
-                folder, len(examples) - settings.held_out, learnable.embedding, training.step, training.finish
-            )
+        with ExitStack() as loaded:
+
+            def load() -> TrainableModel:
+                return loaded.enter_context(host.trainable(largest, settings.batch_size))
+
+            def taken(training: Training, learnt: Embedding) -> Iterator[Previewed]:
+                """A preview, for whose time the host has its model back."""
+                assert take
+                loaded.close()
+                if made := take(learnt):
+                    yield made
+                training.model = load()
+
+            training = Training(load(), examples, learnable, settings, processes, past)
+            yield Started(folder, learnt_from, learnable.embedding, training.step, training.finish)
+            learnt = training.learnt()
+            if every and learnt and learnt.step % every == 0 and folder and learnt.step not in folder.previews():
+                yield from taken(training, learnt)  # in whose time the run was stopped
             with closing(run(training, folder)) as events:
                 for event in events:
                     if isinstance(event, Ended):
                         ended = event
                     else:
                         yield event
+                    if every and isinstance(event, Step) and event.step % every == 0 and not training.is_over:
+                        yield from taken(training, event.learnt)
         assert ended is not None
         evaluations = training.evaluations
-        del model, training  # what they hold of the device's memory is for the preview now
+        del training  # what it holds of the device's memory is for the preview now
         if folder is not None:
             ended = replace(ended, verdict=_judged(host, learnable.embedding, ended, evaluations))
-        if preview is not None and folder is not None:
-            prompt = learnable.prompt(preview.line or settings.template[0], examples[0])
-            shape = examples[0].latent.shape
-            made = _previewed(host, prompt, shape, ended.learnt, settings.seed, preview.steps, folder)
-            if made is not None:
-                yield Previewed(made)
+        if take:
+            yield from _at_the_end(host, take, ended)
         if folder is not None:
             _note_end(folder, ended)
         yield ended
@@ -152,6 +175,7 @@ def _told(
     about: Mapping[str, Any],
     learnable: LearnableEmbedding,
     settings: TrainSettings,
+    preview: Preview | None,
     pictures: int,
     held_out: Sequence[str],
 ) -> dict[str, Any]:
@@ -164,15 +188,19 @@ def _told(
         "pictures": pictures,
         "held_out_pictures": list(held_out),
         "vectors": {key: list(rows.shape) for key, rows in learnable.embedding.vectors.items()},
+        "preview": preview and asdict(preview),
         "identity": identity(about),
     }
     earlier = folder.settings()
     if past is None or not earlier:
         return told
     if isinstance(past, Ended):
-        return earlier
-    before = {key: earlier.get(key) for key in told if key in UNDECIDING and told[key] != earlier.get(key)}
-    befores = [*earlier.get("before", []), *([{"until_step": past["step"], **before}] if before else [])]
+        step, told = past.learnt.step, {**earlier, "preview": told["preview"]}
+    else:
+        step = past["step"]
+    may_change = {*UNDECIDING, "preview"}
+    before = {key: earlier.get(key) for key in told if key in may_change and told[key] != earlier.get(key)}
+    befores = [*earlier.get("before", []), *([{"until_step": step, **before}] if before else [])]
     return {**told, **({"before": befores} if befores else {})}
 
 
@@ -223,20 +251,31 @@ def _note_end(folder: RunFolder, ended: Ended) -> None:
         log.warning(f"textinv: it cannot be noted in the run's folder that it has ended: {error}")
 
 
-def _previewed(
-    host: Host, prompt: str, shape: Sequence[int], embedding: Embedding, seed: int, steps: int, folder: RunFolder
-) -> Tensor | None:
-    """What the host generates, kept in the folder; None, and a line in the log, where that goes wrong."""
+Take = Callable[[Embedding], Previewed | None]
+
+
+def _taking(
+    preview: Preview,
+    host: Host,
+    learnable: LearnableEmbedding,
+    settings: TrainSettings,
+    first: Example,
+    folder: RunFolder,
+    texts: Mapping[str, str] | None,
+) -> Take:
+    """What generates the previews of a run; first: its first picture."""
+    prompt = learnable.prompt(preview.prompt or settings.template[0], first)
+    return partial(generate, preview, host, prompt, first.latent.shape, folder, texts)
+
+
+def _at_the_end(host: Host, take: Take, ended: Ended) -> Iterator[Previewed]:
+    """The last preview. All else is done: to interrupt it costs only that."""
+    made = None
     try:
-        pictures = host.sample([prompt], [seed], shape, Sampling(steps), [embedding])
-    except host.interrupts:
+        made = take(ended.learnt) if ended.learnt else None
+    except (KeyboardInterrupt, *host.interrupts) as stopped:
+        if isinstance(stopped, KeyboardInterrupt) and type(stopped) is not KeyboardInterrupt:
+            raise  # no Ctrl-C, but what ends the process
         log.warning("textinv: the preview was cancelled; what was learnt is kept.")
-        return None
-    except Exception:  # whatever it is, hours of training do not depend on it
-        log.exception("textinv: the preview failed; what was learnt is kept.")
-        return None
-    try:
-        folder.save_preview(pictures[0], embedding)
-    except OSError as error:
-        log.warning(f"textinv: the preview could not be kept in the run's folder: {error}")
-    return pictures
+    if made:
+        yield made

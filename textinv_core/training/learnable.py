@@ -22,10 +22,10 @@ Address = tuple[str, str]
 
 @dataclass(frozen=True)
 class Batch:
-    """The pictures and prompts of one batch.
+    """The pictures and prompts of one batch, or of a part of it.
 
     number: counted from 0 over all steps. step: the number of the optimizer step it belongs to, from 1. seed: of the
-    training, for `chance`.
+    training, for `chance`. first: the place in the batch of the first of these.
     """
 
     number: int
@@ -33,6 +33,11 @@ class Batch:
     seed: int
     examples: Sequence[Example]
     prompts: Sequence[str]
+    first: int = 0
+
+    def part(self, places: slice) -> "Batch":
+        """Some of a whole batch."""
+        return replace(self, examples=self.examples[places], prompts=self.prompts[places], first=places.start)
 
 
 class Learnable(ABC):
@@ -100,7 +105,8 @@ class LearnableEmbedding(Learnable):
         return names_embedding(prompt, self.name)
 
     def conditions(self, model: TrainableModel, tensors: Mapping[Address, Tensor], batch: Batch) -> Sequence[Any]:
-        lookups = [{self.name: self._lookup(tensors, batch, sample)} for sample in range(len(batch.prompts))]
+        samples = range(batch.first, batch.first + len(batch.prompts))
+        lookups = [{self.name: self._lookup(tensors, batch, sample)} for sample in samples]
         return model.conditions(batch.prompts, lookups, [example.latent for example in batch.examples])
 
     def _lookup(self, tensors: Mapping[Address, Tensor], batch: Batch, sample: int) -> Lookup:

@@ -133,6 +133,15 @@ class Record:
                 return None
         return self._saved[1]
 
+    def prune(self) -> None:
+        """Leave only as many copies as are to be kept."""
+        settings, best = self._training.settings, self._training.best()
+        if self._folder is not None and settings.keep:
+            try:
+                self._folder.prune(settings.save_every, settings.keep, [best.step] if best else [])
+            except OSError as error:
+                self._complain(error)
+
     def kept(self) -> str:
         """What has become of all that was learnt, in a sentence."""
         learnt = self._training.learnt()

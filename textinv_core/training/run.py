@@ -148,6 +148,7 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evalua
                     )
                 yield step
                 if settings.save_every and step.step % settings.save_every == 0 and (path := record.save()):
+                    record.prune()
                     yield Saved(step.step, path)
                 yield from evaluated()
             training.confirm()

@@ -15,8 +15,15 @@ RESUME = ("auto", "fresh", "required")
 EARLY_STOP = ("off", "patience", "dvar")
 # What changes nothing that is learnt by a step.
 UNDECIDING = (
-    "steps", "save_every", "gradient_checkpointing", "resume", "evaluate_every", "early_stop", "patience"
-)  # fmt: skip
+    "steps",
+    "save_every",
+    "keep",
+    "gradient_checkpointing",
+    "resume",
+    "evaluate_every",
+    "early_stop",
+    "patience",
+)
 # The least and the most of each number that has both.
 RANGES = {
     "steps": (1, 1_000_000),
@@ -29,6 +36,7 @@ RANGES = {
     "evaluate_every": (-1, 1_000_000),
     "held_out": (0, 1_000_000),
     "patience": (1, 1_000_000),
+    "keep": (0, 1_000_000),
 }
 
 
@@ -99,12 +107,19 @@ class TrainSettings:
         str,
         Doc(
             "Half the memory for activations, or less, for about half as much time again. auto turns it on when memory "
-            "runs out."
+            "runs out. What is still too much is computed in smaller batches."
         ),
     ] = "auto"
     save_every: Annotated[
         int, Doc("Keep a copy of the embedding in the run's folder every so many steps; 0 for only the last one.")
     ] = 100
+    keep: Annotated[
+        int,
+        Doc(
+            "Of the copies made every save_every steps keep only the newest so many; 0 keeps all. The best one and the "
+            "last one always stay."
+        ),
+    ] = 0
     resume: Annotated[
         str,
         Doc(

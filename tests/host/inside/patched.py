@@ -26,7 +26,8 @@ from comfy_extras.nodes_model_advanced import ModelComputeDtype, ModelSamplingDi
 from textinv.textinv_core.embedding import Embedding  # noqa: E402
 from textinv.textinv_core.hosts.base import Sampling  # noqa: E402
 from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
-from textinv.textinv_core.training.examples import Example  # noqa: E402
+from textinv.textinv_core.picture import Picture  # noqa: E402
+from textinv.textinv_core.training.examples import Example, encoded_examples  # noqa: E402
 from textinv.textinv_core.training.learnable import LearnableEmbedding  # noqa: E402
 from textinv.textinv_core.training.settings import TrainSettings  # noqa: E402
 from textinv.textinv_core.training.training import Training  # noqa: E402
@@ -226,6 +227,51 @@ def batches_until_interrupt(model, clip):
     return len(begun), False
 
 
+def encoded(model, clip, vae):
+    """How many pictures of three are encoded until the person stops at the end of the first, when they are asked for
+    again, when another model has another LoRA and this VAE, and with another VAE; whether that gives the same bits as
+    encoding does, and other latents for another VAE."""
+    pictures = [Picture(torch.rand(32, 32, 3), torch.ones(32, 32), "", str(n)) for n in range(3)]
+    encode, done, counts = vae.encode, [], []
+
+    def counting(encode, stop=False):
+        def count(pixels):
+            latent = encode(pixels)
+            done.append(pixels)
+            if stop:
+                management.interrupt_current_processing()
+            return latent
+
+        return count
+
+    def latents(host):
+        done.clear()
+        try:
+            return [example.latent for example in encoded_examples(host, pictures)]
+        except ComfyHost.interrupts:
+            return None
+        finally:
+            counts.append(len(done))
+
+    host = ComfyHost(clip, model, vae)
+    vae.encode = counting(encode, stop=True)
+    stopped = latents(host) is None
+    vae.encode = counting(encode)
+    first = latents(host)
+    patched, _ = with_lora(model, clip, 1.0, 1.0)
+    again = latents(ComfyHost(clip, patched, vae))
+    _, _, other = toyworld.load(world)
+    other.first_stage_model.quant_conv.bias.data += 1
+    other.encode = counting(other.encode)
+    moved = latents(ComfyHost(clip, model, other))
+    return {
+        "stopped": stopped,
+        "counts": counts,
+        "same bits": all(map(torch.equal, [*first, *again], 2 * host.encode([each.pixels for each in pictures]))),
+        "other": not any(map(torch.equal, first, moved)),
+    }
+
+
 def wrapped(model, clip):
     """How often wrappers of the network are called, in two steps: on the model itself, and in its options."""
     calls = {"on the model": 0, "in its options": 0}
@@ -253,5 +299,6 @@ with torch.inference_mode():
         "marks": marks(),
         "interrupted": batches_until_interrupt(model, clip),
         "wrapped": wrapped(model, clip),
+        "encoded": encoded(model, clip, vae),
     }
 print(json.dumps(result))

@@ -5,6 +5,9 @@ from typing import Any
 from torch import Tensor
 
 
+def fix_empty_latent_channels(model: Any, latent_image: Tensor) -> Tensor: ...
+
+
 def prepare_noise(latent_image: Tensor, seed: int) -> Tensor: ...
 
 
