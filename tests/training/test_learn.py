@@ -184,9 +184,6 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
     assert host.did == [] and not list(tmp_path.iterdir())
 
 
-# The preview
-
-
 # Whether anything was learnt
 
 
@@ -223,6 +220,9 @@ def test_a_result_that_cannot_be_looked_at_is_kept(tmp_path, error, said, is_rea
     *_, ended = events(tmp_path, Host())
     assert ended.learnt.step == 3 and said in caplog.text
     assert (ended.verdict and ended.verdict.is_read) == is_read
+
+
+# The preview
 
 
 def test_a_preview_shows_what_was_learnt(tmp_path):
