@@ -135,13 +135,12 @@ def early(rule: Rule, enough: Callable[[Sequence[float]], bool]) -> Rule:
 
 
 def rules() -> dict[str, Rule]:
-    found = {"last": last, "best": best, "lowest training loss": lowest_training_loss, "judged best": judged_best}
     stops = {f"patience {n}": partial(is_out_of_patience, patience=n) for n in (2, 3, 5, 8)}
-    for window, share in product((4, 8), (0.05, 0.15, 0.3)):
-        stops[f"dvar {window}, {share}"] = partial(is_at_rest, window=window, share=share)
-    for name, enough in stops.items():
-        found |= {f"{name}, {what}": early(found[what], enough) for what in ("best", "last")}
-    return found
+    windows = ((8, 0.05), (8, 0.15), (8, 0.3), (4, 0.15))
+    stops |= {f"dvar {w}, {share}": partial(is_at_rest, window=w, share=share) for w, share in windows}
+    found = {"last": last, "best": best, "lowest training loss": lowest_training_loss, "judged best": judged_best}
+    found |= {name: early(last, enough) for name, enough in stops.items()}
+    return found | {f"{name}, best": early(best, stops[name]) for name in ("patience 3", "dvar 8, 0.15")}
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -226,6 +226,21 @@ def test_a_copy_of_a_run_is_trained_on_under_its_own_name(server, pictures):
     assert [path.name for path in (runs[1] / "embeddings").iterdir()] == ["figure-6.safetensors"]
 
 
+def test_the_best_step_is_an_output(server, pictures):
+    best = graph("bested", steps=4, preview_steps=0, evaluate_every=2, held_out=2, learning_rate="0.01:2, 20")
+    best["save"]["inputs"]["embedding"] = ["train", 3]
+    server.run(best)
+    folder = run_folder(server, "bested")
+    _, *lines = (folder / "fixed_loss.csv").read_text().splitlines()
+    losses = {int(step): float(loss) for step, loss in (line.split(",") for line in lines)}
+    assert [*losses] == [0, 2, 4] and losses[2] < losses[4]
+    assert saved_step(server, "bested") == 2
+    copies = sorted(path.name for path in (folder / "embeddings").iterdir())
+    assert copies == ["bested-2.safetensors", "bested-4.safetensors"]
+    server.run(best)  # at once, from the folder
+    assert saved_step(server, "bested") == 2 and run_folder(server, "bested") == folder
+
+
 def test_a_folder_that_cannot_be_written_into_costs_no_output(server, pictures):
     prompt = server.post(graph("full", steps=300, save_every=1, preview_steps=0))
     root = server.base / "output" / "textual_inversion" / "full"

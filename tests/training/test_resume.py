@@ -228,3 +228,21 @@ def test_a_run_that_has_learnt_enough_gives_its_result_at_once(tmp_path):
     # With more patience, or none of it, there is more to learn.
     more = train(tmp_path, settings(first.learnt.step + 1, evaluate_every=2, learning_rate="0.3"))
     assert steps(more) == [first.learnt.step + 1]
+
+
+def test_all_of_a_step_is_kept_before_its_state(tmp_path, monkeypatch):
+    """Else a run killed between the two would go on without it."""
+    monkeypatch.setattr("textinv_core.training.record.STATE_STEPS", 5)
+    monkeypatch.setattr("textinv_core.training.record.STATE_SHARE", 1)
+    kept = []
+    save_state = RunFolder.save_state
+
+    def look(folder, state):
+        copies = {path.name for path in folder.path.glob("embeddings/*")}
+        evaluated = (folder.path / "fixed_loss.csv").read_text().splitlines()[-1].split(",")[0]
+        kept.append((state["step"], f"cat-{state['step']}.safetensors" in copies, int(evaluated)))
+        save_state(folder, state)
+
+    monkeypatch.setattr(RunFolder, "save_state", look)
+    train(tmp_path, settings(10, save_every=5, evaluate_every=5))
+    assert kept == [(5, True, 5), (10, True, 10)]

@@ -108,7 +108,7 @@ def learn(
             held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
             shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
             folder.write_settings(_told(folder, past, about, learnable, settings, preview, len(pictures), held_out))
-            if held_out:
+            if held_out and not isinstance(past, Ended):
                 log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
         past = processes.share(past)
         learnt_from = len(pictures) - settings.held_out

@@ -44,9 +44,11 @@ class Record:
         place = batch // training.settings.gradient_accumulation
         self._unwritten.append(LossRow(step.step, epoch, place, step.loss, step.learning_rate))
         self.write_losses()
-        seconds = time.monotonic() - self._state_time
-        is_due = step.step - self._state_step >= STATE_STEPS and self._state_cost <= STATE_SHARE * seconds
-        if is_due or seconds >= STATE_SECONDS:
+
+    def save_state_when_due(self) -> None:
+        """To be called when all else of a step is kept: what goes on from there makes none of it again."""
+        steps, seconds = self._training.step - self._state_step, time.monotonic() - self._state_time
+        if (steps >= STATE_STEPS and self._state_cost <= STATE_SHARE * seconds) or seconds >= STATE_SECONDS:
             self.save_state()
 
     def save_state(self) -> None:

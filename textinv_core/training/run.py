@@ -151,6 +151,7 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evalua
                     record.prune()
                     yield Saved(step.step, path)
                 yield from evaluated()
+                record.save_state_when_due()
             training.confirm()
             best_path, path = record.save_best(), record.rescue()
             record.save_state()

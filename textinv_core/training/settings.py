@@ -152,7 +152,7 @@ class TrainSettings:
     ] = "off"
     patience: Annotated[
         int, Doc("With early_stop patience: after how many evaluations without a new lowest fixed loss to end.")
-    ] = 5
+    ] = 3
 
     def __post_init__(self):
         if not self.template:
