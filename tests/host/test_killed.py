@@ -74,4 +74,4 @@ def copy(server, name: str, step: int) -> Path:
 @pytest.mark.long
 def test_two_hundred_moments_on_the_host(inside):
     """Of runs killed in one process of the host's, as a server for each would take hours."""
-    assert check(inside("killed.py", WORLD, 300, 22, 10, timeout=7200)) >= 200
+    assert check(inside("killed.py", WORLD, 300, 25, 10, timeout=7200)) >= 200

@@ -23,3 +23,9 @@ def test_a_step_reads_once_from_the_device(trained, model):
 @pytest.mark.parametrize("model", ["fp32", "bf16", "fp16", "sdxl"])
 def test_nothing_we_send_is_waited_for(trained, model):
     assert trained[model]["our blocking uploads"] == 0, trained[model]["counted"]
+
+
+def test_a_model_has_its_identity_wherever_its_weights_are(trained):
+    before, in_part, whole, after = trained["identities"]
+    assert (in_part.pop("in part"), whole.pop("in part")) == (True, False)
+    assert before == in_part == whole == after

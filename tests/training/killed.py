@@ -62,12 +62,14 @@ def drawn(number: int) -> dict[str, Any]:
             save_every=some(0, 7, 10, 20),
             evaluate_every=some(5, 7, 20),
             held_out=some(0, 1),
+            keep=some(0, 2),
             early_stop=some("off", "off", "patience", "dvar"),
             patience=3,
         ),
         "shuffle": ShuffleConfig(draw.choice(MODES), some("sample", "occurrence", "batch"), some(True, False), 11),
         "sizes": [(16, 24), *[some((16, 24), (24, 16), (16, 16)) for _ in range(4)]],
         "half": number % 3 == 1,
+        "preview": Preview(every=some(0, 9, 20), steps=1),
         "begun": begun,
         "states": draw.randint(1, 25),
     }
@@ -92,7 +94,7 @@ def train(run: dict[str, Any], root: Path, host: Any, processes: Processes = ALO
         scale, embedding = 4, host.create_embedding(name, "figure hat", 3)
     told, shuffle = run["settings"], run["shuffle"]
     made = pictures(run["sizes"], scale)
-    for _ in learn(host, made, embedding, told, root, shuffle=shuffle, preview=Preview(steps=1), processes=processes):
+    for _ in learn(host, made, embedding, told, root, shuffle=shuffle, preview=run["preview"], processes=processes):
         pass
 
 

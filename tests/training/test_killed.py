@@ -37,10 +37,10 @@ def test_the_job_that_was_interrupted_is_gone_on_with():
 
 @pytest.mark.long
 def test_two_hundred_moments():
-    assert check(run("fake", 100, 22, 10)) >= 200
+    assert check(run("fake", 100, 25, 10)) >= 200
 
 
 @pytest.mark.long
 def test_two_hundred_moments_on_pipelines():
     pytest.importorskip("diffusers")
-    assert check(run("diffusers", 200, 22, 10)) >= 200
+    assert check(run("diffusers", 200, 25, 10)) >= 200

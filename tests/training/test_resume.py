@@ -246,3 +246,11 @@ def test_all_of_a_step_is_kept_before_its_state(tmp_path, monkeypatch):
     monkeypatch.setattr(RunFolder, "save_state", look)
     train(tmp_path, settings(10, save_every=5, evaluate_every=5))
     assert kept == [(5, True, 5), (10, True, 10)]
+
+
+def test_fewer_steps_take_the_copy_of_a_run_that_has_not_ended(tmp_path, unbroken):
+    train(tmp_path / "run", settings(20, save_every=4), stop_after=10)
+    events = train(tmp_path / "run", settings(8))
+    assert not steps(events) and events[-1].learnt.step == 8 and len(events[-1].losses) == 8
+    *_, ended = train(tmp_path / "run", settings(20))
+    assert same(ended.learnt, unbroken.learnt) and len(folders(tmp_path / "run")) == 1

@@ -86,7 +86,8 @@ def train(
         train.steps = 3000
 
     A job counts as done by its settings alone: that pictures or model files have changed since is not seen, only their
-    paths are compared. To train it again, delete its `job.json`, in `textual_inversion/NAME` of the output folder.
+    paths are compared. To train it again, delete its `job.json`, in `textual_inversion/NAME` of the output folder; with
+    --resume fresh, if nothing has changed.
 
     All jobs are checked before the first is trained.
 

@@ -119,6 +119,10 @@ class RunFolder:
         for old in self._states()[KEPT_STATES:]:
             old.unlink(missing_ok=True)
 
+    def newest_state_step(self) -> int:
+        """The step of the newest, whole or not; 0 where there is none."""
+        return max((int(path.stem) for path in self._states()), default=0)
+
     def newest_state(self) -> dict[str, Any] | None:
         """The newest that is whole; None where there is none."""
         for path in self._states():

@@ -70,9 +70,9 @@ def _ended(folder: RunFolder, name: str, settings: TrainSettings, last_step: int
     end = folder.settings().get("ended")
     step = end.get("step") if isinstance(end, dict) else None
     if not isinstance(step, int):
-        return None
+        step = folder.newest_state_step()  # where it was killed, it has come as far as that
     evaluations = [row for row in folder.fixed_losses() if row[0] <= last_step]
-    if step < last_step and has_learnt_enough([loss for _, loss in evaluations], settings):
+    if end and step < last_step and has_learnt_enough([loss for _, loss in evaluations], settings):
         last_step = step
     learnt = folder.load(name, last_step)
     if step < last_step or learnt is None or learnt.step != last_step:

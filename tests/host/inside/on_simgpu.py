@@ -65,6 +65,22 @@ def summary(counted):
     }
 
 
+def identities():
+    """Of a model with a LoRA on it: not loaded, in part, as a whole, and no longer."""
+    model, clip, vae = toyworld.load(world)
+    name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
+    weight = model.model.get_parameter(name)
+    patched = model.clone()
+    patched.add_patches({name: ("diff", (torch.ones_like(weight),))}, 0.5)
+    host = ComfyHost(clip, patched, vae)
+    seen = [host.identities()]
+    for memory in (200_000, 0):  # 0 for as much as is needed
+        patched.patch_model(patched.load_device, lowvram_model_memory=memory)
+        seen.append({**host.identities(), "in part": patched.model.model_lowvram})
+    patched.detach()
+    return [*seen, host.identities()]
+
+
 result = {}
 with torch.inference_mode():
     # The attention there is for devices that torch does not know.
@@ -76,5 +92,6 @@ with torch.inference_mode():
         of["simgpu"], counted = training(toyworld.load(world), precision)
         of |= summary(counted)
     losses, counted = training(pack.load_checkpoint(sdxl), "auto", steps=2)
+    result["identities"] = identities()
     result["sdxl"] = {"simgpu": losses, **summary(counted)}
 print(json.dumps(result))
