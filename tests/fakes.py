@@ -252,7 +252,6 @@ class FakeHost(Host):
         return [embedding.vectors[key] for key in WIDTHS]
 
     def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
-        self.did.append(f"read {file.name}")
         return self._encoded(load_embedding(file))
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from textinv_core.embedding import Embedding
 from textinv_core.errors import UserError
 from textinv_core.hosts.base import Sampling
 from textinv_core.shuffle import ShuffleConfig
-from textinv_core.training.evaluation import split
+from textinv_core.training.evaluation import Evaluated, split
 from textinv_core.training.examples import encoded_examples
 from textinv_core.training.learn import Encoded, Started, learn
 from textinv_core.training.parallel import Processes
@@ -56,8 +56,7 @@ def test_what_happens_in_order(tmp_path):
     told = events(tmp_path, host, preview=Preview())
     assert [type(event) for event in told] == [Started, Step, Step, Saved, Step, Previewed, Ended]
     # Sampling comes when the host has its model back.
-    assert host.did[:4] == ["encode", "load", "unload", "read cat-3.safetensors"]
-    assert host.did[4].startswith("sample") and len(host.did) == 5
+    assert host.did[:3] == ["encode", "load", "unload"] and host.did[3].startswith("sample") and len(host.did) == 4
 
 
 def test_pictures_are_encoded_one_after_another_before_anything_is_written(tmp_path):
@@ -185,9 +184,6 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
     assert host.did == [] and not list(tmp_path.iterdir())
 
 
-# The preview
-
-
 # Whether anything was learnt
 
 
@@ -224,6 +220,9 @@ def test_a_result_that_cannot_be_looked_at_is_kept(tmp_path, error, said, is_rea
     *_, ended = events(tmp_path, Host())
     assert ended.learnt.step == 3 and said in caplog.text
     assert (ended.verdict and ended.verdict.is_read) == is_read
+
+
+# The preview
 
 
 def test_a_preview_shows_what_was_learnt(tmp_path):
@@ -267,7 +266,7 @@ def test_a_preview_has_the_memory_of_the_training(tmp_path, monkeypatch):
 def test_no_preview_is_made_unasked(tmp_path):
     host = FakeHost()
     told = events(tmp_path, host)
-    assert Previewed not in map(type, told) and not [did for did in host.did if did.startswith("sample")]
+    assert Previewed not in map(type, told) and len(host.did) == 3
 
 
 @pytest.mark.parametrize(
@@ -357,6 +356,17 @@ def test_previews_on_the_way_change_nothing_that_is_learnt(tmp_path, more):
         copy = load_embedding(with_previews[0].folder.copy("cat", step))
         assert same(load_embedding(with_previews[0].folder.path / f"image_embeddings/cat-{step}.png"), copy)
     assert host.model.checkpointed == (told.gradient_checkpointing == "on")
+
+
+def test_a_run_that_ends_early_has_its_last_preview_once_and_its_best_copy(tmp_path):
+    """Whether it ends is only known when a preview of that step has been made."""
+    told = settings(30, learning_rate="0.1", evaluate_every=2, early_stop="patience", patience=2, keep=1)
+    events_of = events(tmp_path, told=told, preview=Preview(2))
+    best = min((event for event in events_of if isinstance(event, Evaluated)), key=lambda event: event.loss)
+    assert (best.step, events_of[-1].learnt.step) == (6, 10)
+    assert [event.step for event in events_of if isinstance(event, Previewed)] == [2, 4, 6, 8, 10]
+    copies = (events_of[0].folder.path / "embeddings").iterdir()
+    assert {path.name for path in copies} == {"cat-6.safetensors", "cat-10.safetensors"}
 
 
 def test_a_preview_on_the_way_that_fails_costs_nothing_else(tmp_path, caplog):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.rig import PACK
 from textinv_core.embedding import Embedding
 from textinv_core.training.verdict import Verdict, verdict
 
@@ -73,3 +74,29 @@ def test_what_was_not_tried_is_not_said():
 @pytest.mark.parametrize("facts", [None, [], {}, {"vectors": {"clip_l": 3}}, {"vectors": {}, "text": "short"}])
 def test_what_is_no_verdict_is_none(facts):
     assert Verdict.read(facts) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "is_good", "words"),
+    [
+        ("0.005", True, "The fixed loss fell from"),
+        ("1e-9", False, "Nothing was learnt: the vectors have hardly moved, by"),
+        ("10", False, "times the norm of a usual word, which swallows the rest of a prompt"),
+    ],
+)
+def test_runs_on_the_toy_world_are_told_apart(tmp_path, rate, is_good, words):
+    """The real thing, as the words are to be true of it: some seconds each."""
+    pytest.importorskip("diffusers")
+    from textinv_core.hosts.diffusers import load
+    from textinv_core.images import load_folder
+    from textinv_core.training.learn import learn
+    from textinv_core.training.settings import TrainSettings
+
+    world = PACK / "textinv_core" / "toyworld"
+    host = load(world / "toyworld.safetensors", world)
+    told = TrainSettings(("a photo of [name]",), 12, rate, batch_size=4, gradient_accumulation=1, evaluate_every=12)
+    pictures = list(load_folder(world, "pictures"))
+    *_, ended = learn(host, pictures, host.create_embedding("cat", "figure", 2), told, tmp_path)
+    assert (ended.verdict.is_good, ended.verdict.is_read) == (is_good, True)
+    assert words in ended.verdict.text
+    assert ("The fixed loss did not fall" in ended.verdict.text) == (rate == "1e-9")  # at 10 it falls all the same

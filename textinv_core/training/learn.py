@@ -1,7 +1,6 @@
 """A training from pictures to what was learnt: the one sequence behind the node, the command and what comes next."""
 
 import logging
-import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 
 from ..embedding import Embedding, with_model
-from ..errors import UserError
 from ..hosts.base import Host, TrainableModel
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
@@ -27,7 +25,7 @@ from .resume import found
 from .run import Ended, Saved, run
 from .settings import UNDECIDING, TrainSettings
 from .training import Step, Training, check
-from .verdict import Verdict, verdict
+from .verdict import judged
 
 log = logging.getLogger("textinv")
 
@@ -124,7 +122,7 @@ def learn(
             examples.append(example)
             yield Encoded(len(examples), len(pictures))
         take = preview and folder and _taking(preview, host, learnable, settings, examples[0], folder, texts)
-        every = preview.every if preview and take else 0
+        every, shown = preview.every if preview and take else 0, set()
         largest = max((example.latent for example in examples), key=torch.numel)
         ended = None
         with ExitStack() as loaded:
@@ -137,12 +135,13 @@ def learn(
                 assert take
                 loaded.close()
                 if made := take(learnt):
+                    shown.add(made.step)
                     yield made
                 training.model = load()
 
             training = Training(load(), examples, learnable, settings, processes, past)
             yield Started(folder, learnt_from, learnable.embedding, training.step, training.finish)
-            learnt = training.learnt()
+            learnt = None if training.is_over else training.learnt()
             if every and learnt and learnt.step % every == 0 and folder and learnt.step not in folder.previews():
                 yield from taken(training, learnt)  # in whose time the run was stopped
             with closing(run(training, folder)) as events:
@@ -157,8 +156,8 @@ def learn(
         evaluations = training.evaluations
         del training  # what it holds of the device's memory is for the preview now
         if folder is not None:
-            ended = replace(ended, verdict=_judged(host, learnable.embedding, ended, evaluations))
-        if take:
+            ended = replace(ended, verdict=judged(host, learnable.embedding, ended.learnt, ended.path, evaluations))
+        if take and ended.learnt and ended.learnt.step not in shown:  # as it is where it is ended early
             yield from _at_the_end(host, take, ended)
         if folder is not None:
             _note_end(folder, ended)
@@ -204,43 +203,6 @@ def _told(
     return {**told, **({"before": befores} if befores else {})}
 
 
-def _judged(host: Host, before: Embedding, ended: Ended, evaluations: Sequence[tuple[int, float]]) -> Verdict | None:
-    """What to think of the result, said in the log; None where there is none, and, with a line there, where looking at
-    it goes wrong. evaluations: (step, fixed loss) of each time it was taken."""
-    learnt = ended.learnt
-    if learnt is None:
-        return None
-    taken, start = dict(evaluations), before.step or 0
-    fixed_loss = (taken[start], taken[learnt.step]) if start in taken and learnt.step in taken else None
-    try:
-        judged = verdict(before, learnt, host.word_norms(), fixed_loss, _read_back(host, learnt, ended.path))
-    except host.interrupts:
-        log.warning("textinv: looking at the result was cancelled; what was learnt is kept.")
-        return None
-    except Exception:  # whatever the text encoders raise, hours of training do not depend on it
-        log.exception("textinv: looking at the result failed; what was learnt is kept.")
-        return None
-    log.log(
-        logging.INFO if judged.is_good else logging.WARNING,
-        f"textinv: {before.name}, step {learnt.step}: {judged.text}",
-    )
-    return judged
-
-
-def _read_back(host: Host, learnt: Embedding, path: Path | None) -> float | None:
-    """See `Host.read_back`; infinite for what is no embedding, None where there is no file, or it cannot be opened."""
-    if path is None:
-        return None
-    try:
-        return host.read_back(learnt, path)
-    except UserError as error:
-        log.warning(f"textinv: the saved file cannot be read back: {error}")
-        return math.inf
-    except OSError as error:
-        log.warning(f"textinv: whether the saved file can be read back could not be tried: {error}")
-        return None
-
-
 def _note_end(folder: RunFolder, ended: Ended) -> None:
     facts: dict[str, Any] = {"ended": {"step": ended.learnt.step if ended.learnt else None}}
     if ended.verdict is not None:
@@ -272,7 +234,7 @@ def _at_the_end(host: Host, take: Take, ended: Ended) -> Iterator[Previewed]:
     """The last preview. All else is done: to interrupt it costs only that."""
     made = None
     try:
-        made = take(ended.learnt) if ended.learnt else None
+        made = take(ended.learnt)
     except (KeyboardInterrupt, *host.interrupts) as stopped:
         if isinstance(stopped, KeyboardInterrupt) and type(stopped) is not KeyboardInterrupt:
             raise  # no Ctrl-C, but what ends the process

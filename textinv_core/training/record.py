@@ -136,7 +136,7 @@ class Record:
         return self._saved[1]
 
     def prune(self) -> None:
-        """Leave only as many copies as are to be kept."""
+        """Leave only as many copies as are to be kept, and the best."""
         settings, best = self._training.settings, self._training.best()
         if self._folder is not None and settings.keep:
             try:

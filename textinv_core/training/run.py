@@ -147,10 +147,12 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evalua
                         f"{pace:.2f} s a step, {duration(pace * (step.last_step - step.step))} left"
                     )
                 yield step
-                if settings.save_every and step.step % settings.save_every == 0 and (path := record.save()):
-                    record.prune()
-                    yield Saved(step.step, path)
+                saved = record.save() if settings.save_every and step.step % settings.save_every == 0 else None
+                if saved:
+                    yield Saved(step.step, saved)
                 yield from evaluated()
+                if saved:  # behind the evaluation, which may make this step the best
+                    record.prune()
                 record.save_state_when_due()
             training.confirm()
             best_path, path = record.save_best(), record.rescue()
