@@ -95,6 +95,15 @@ def test_a_file_that_broke_off_anywhere_is_read_as_far_as_it_is_whole(tmp_path, 
 # Copies
 
 
+def test_losses_that_another_program_has_saved_are_read(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_losses(ROWS)
+    (tmp_path / CSV).write_bytes((tmp_path / CSV).read_bytes().replace(b"\n", b"\r\n"))
+    assert [row.step for row in folder.losses()] == [row.step for row in ROWS]
+    folder.cut_losses(3)
+    assert (tmp_path / CSV).read_bytes().decode() == CSV_HEADER + "".join(map(str, ROWS[:3]))
+
+
 def test_the_newest_copy_is_the_one_that_was_written_last(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.newest() is None
