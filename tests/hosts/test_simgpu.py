@@ -14,12 +14,19 @@ from textinv_core import devices
 from textinv_core.hosts import diffusers
 from textinv_core.hosts.diffusers import load
 from textinv_core.images import load_folder
+from textinv_core.training import latents
 from textinv_core.training.examples import encoded_examples
 from textinv_core.training.settings import TrainSettings
 
 WORLD = Path(__file__).parents[2] / "textinv_core" / "toyworld"
 TEMPLATE = ("(a [name]:1.3) [filewords]", "[name] " + "small " * 50, "[name] and (no [filewords]:0.7)")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.fixture(autouse=True)
+def encoded_here(monkeypatch):
+    """No latents that earlier tests have kept: theirs came from another kind of attention."""
+    monkeypatch.setattr(latents, "KEPT", latents.Latents())
 
 
 def training(device: str, precision: str, **changed) -> tuple[list[float], list[simgpu.Waits]]:

@@ -66,7 +66,7 @@ def test_those_of_another_size_than_the_last_stay_where_they_are(tmp_path, caplo
     for step, size in ((1, 64), (2, 48), (3, 64)):
         save(folder, step, size)
     assert len(all_of(folder, range(1, 4), {})) == 2
-    assert "1 previews are of another size" in caplog.text and str(tmp_path / "images") in caplog.text
+    assert "of the run's 3 previews 1 come in another size" in caplog.text and str(tmp_path / "images") in caplog.text
 
 
 def test_one_that_cannot_be_read_is_left_out(tmp_path, caplog):

@@ -70,8 +70,12 @@ def _state(value: Any) -> dict[str, Any]:
 
 
 def _code(code: CodeType) -> list[Any]:
-    """What tells functions of one name from each other, whatever version of Python they run on."""
-    return [code.co_names, *(_code(each) if isinstance(each, CodeType) else each for each in code.co_consts)]
+    """What tells functions of one name from each other, in one version of Python."""
+    return [
+        code.co_code,
+        code.co_names,
+        *(_code(each) if isinstance(each, CodeType) else each for each in code.co_consts),
+    ]
 
 
 def _cells(function: FunctionType) -> dict[str, CellType]:

@@ -1,7 +1,6 @@
 """A training from pictures to what was learnt: the one sequence behind the node, the command and what comes next."""
 
 import logging
-import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 
 from ..embedding import Embedding, with_model
-from ..errors import UserError
 from ..hosts.base import Host, TrainableModel
 from ..picture import Picture
 from ..shuffle import ShuffleConfig
@@ -27,7 +25,7 @@ from .resume import found
 from .run import Ended, Saved, run
 from .settings import UNDECIDING, TrainSettings
 from .training import Step, Training, check
-from .verdict import Verdict, verdict
+from .verdict import judged
 
 log = logging.getLogger("textinv")
 
@@ -158,7 +156,7 @@ def learn(
         evaluations = training.evaluations
         del training  # what it holds of the device's memory is for the preview now
         if folder is not None:
-            ended = replace(ended, verdict=_judged(host, learnable.embedding, ended, evaluations))
+            ended = replace(ended, verdict=judged(host, learnable.embedding, ended.learnt, ended.path, evaluations))
         if take and ended.learnt and ended.learnt.step not in shown:  # as it is where it is ended early
             yield from _at_the_end(host, take, ended)
         if folder is not None:
@@ -203,43 +201,6 @@ def _told(
     before = {key: earlier.get(key) for key in told if key in may_change and told[key] != earlier.get(key)}
     befores = [*earlier.get("before", []), *([{"until_step": step, **before}] if before else [])]
     return {**told, **({"before": befores} if befores else {})}
-
-
-def _judged(host: Host, before: Embedding, ended: Ended, evaluations: Sequence[tuple[int, float]]) -> Verdict | None:
-    """What to think of the result, said in the log; None where there is none, and, with a line there, where looking at
-    it goes wrong. evaluations: (step, fixed loss) of each time it was taken."""
-    learnt = ended.learnt
-    if learnt is None:
-        return None
-    taken, start = dict(evaluations), before.step or 0
-    fixed_loss = (taken[start], taken[learnt.step]) if start in taken and learnt.step in taken else None
-    try:
-        judged = verdict(before, learnt, host.word_norms(), fixed_loss, _read_back(host, learnt, ended.path))
-    except host.interrupts:
-        log.warning("textinv: looking at the result was cancelled; what was learnt is kept.")
-        return None
-    except Exception:  # whatever the text encoders raise, hours of training do not depend on it
-        log.exception("textinv: looking at the result failed; what was learnt is kept.")
-        return None
-    log.log(
-        logging.INFO if judged.is_good else logging.WARNING,
-        f"textinv: {before.name}, step {learnt.step}: {judged.text}",
-    )
-    return judged
-
-
-def _read_back(host: Host, learnt: Embedding, path: Path | None) -> float | None:
-    """See `Host.read_back`; infinite for what is no embedding, None where there is no file, or it cannot be opened."""
-    if path is None:
-        return None
-    try:
-        return host.read_back(learnt, path)
-    except UserError as error:
-        log.warning(f"textinv: the saved file cannot be read back: {error}")
-        return math.inf
-    except OSError as error:
-        log.warning(f"textinv: whether the saved file can be read back could not be tried: {error}")
-        return None
 
 
 def _note_end(folder: RunFolder, ended: Ended) -> None:

@@ -165,7 +165,7 @@ def all_of(folder: "RunFolder", steps: range, made: Mapping[int, "Tensor"]) -> "
     alike = [pictures for pictures in in_order if pictures.shape[1:] == in_order[-1].shape[1:]]
     if len(alike) < len(in_order):
         log.info(
-            f"textinv: {len(in_order) - len(alike)} previews are of another size than the last one, and only in "
-            f"{folder.path / 'images'}."
+            f"textinv: of the run's {len(in_order)} previews {len(in_order) - len(alike)} come in another size than "
+            f"the last one, and are only in {folder.path / 'images'}."
         )
     return alike

@@ -1,10 +1,17 @@
 """Whether anything was learnt, in words: what a run says of its result when it ends."""
 
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..embedding import Embedding
+from ..errors import UserError
+from ..hosts.base import Host
+
+log = logging.getLogger("textinv")
 
 # Of a usual word's norm. One step at a rate of 0.002 can move a vector of CLIP-L by 0.14.
 UNMOVED = 0.01
@@ -119,3 +126,43 @@ def _moved(before: Embedding, after: Embedding, key: str, word_norm: float) -> M
     distances = (after.vectors[key] - before.vectors[key]).norm(dim=1)
     norms = after.vectors[key].norm(dim=1)
     return Moved(float(distances.mean()), float(norms.max()), int((distances == 0).sum()), word_norm)
+
+
+def judged(
+    host: Host,
+    before: Embedding,
+    learnt: Embedding | None,
+    path: Path | None,
+    evaluations: Sequence[tuple[int, float]],
+) -> Verdict | None:
+    """What to think of what was learnt, said in the log; None for nothing, and, with a line there, where looking at it
+    goes wrong. path: of the saved file. evaluations: (step, fixed loss) of each time it was taken."""
+    if learnt is None:
+        return None
+    taken, start = dict(evaluations), before.step or 0
+    fixed_loss = (taken[start], taken[learnt.step]) if start in taken and learnt.step in taken else None
+    try:
+        found = verdict(before, learnt, host.word_norms(), fixed_loss, _read_back(host, learnt, path))
+    except host.interrupts:
+        log.warning("textinv: looking at the result was cancelled; what was learnt is kept.")
+        return None
+    except Exception:  # whatever the text encoders raise, hours of training do not depend on it
+        log.exception("textinv: looking at the result failed; what was learnt is kept.")
+        return None
+    level = logging.INFO if found.is_good else logging.WARNING
+    log.log(level, f"textinv: {before.name}, step {learnt.step}: {found.text}")
+    return found
+
+
+def _read_back(host: Host, learnt: Embedding, path: Path | None) -> float | None:
+    """See `Host.read_back`; infinite for what is no embedding, None where there is no file, or it cannot be opened."""
+    if path is None:
+        return None
+    try:
+        return host.read_back(learnt, path)
+    except UserError as error:
+        log.warning(f"textinv: the saved file cannot be read back: {error}")
+        return math.inf
+    except OSError as error:
+        log.warning(f"textinv: whether the saved file can be read back could not be tried: {error}")
+        return None
