@@ -28,8 +28,16 @@ def test_what_decides_a_job_is_everything_but_places():
 
 
 def test_how_often_it_is_saved_decides_nothing():
-    often = replace(PLAN.train, save_every=1, gradient_checkpointing="on")
+    often = replace(PLAN.train, save_every=1, keep=2, gradient_checkpointing="on")
     assert facts_of(replace(PLAN, train=often)) == facts_of(PLAN)
+
+
+def test_jobs_of_before_there_were_these_settings_are_done_unless_one_is_set():
+    earlier = {"template", "steps", "learning_rate", "batch_size", "gradient_accumulation", "seed", "gradient_clipping"}
+    earlier |= {"clip_at", "min_timestep", "max_timestep", "loss_weighting"}
+    assert {*facts_of(PLAN)["train"]} == earlier
+    for changed in ({"held_out": 1}, {"resume": "fresh"}, {"evaluate_every": 5}, {"early_stop": "dvar"}):
+        assert facts_of(replace(PLAN, train=replace(PLAN.train, **changed))) != facts_of(PLAN)
 
 
 def test_paths_that_lead_nowhere_are_named_with_their_flags(tmp_path):

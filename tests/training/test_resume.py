@@ -1,9 +1,12 @@
 """The same inputs are the same run: what has ended gives its result, what has not goes on."""
 
+import errno
 import json
 import logging
+import shutil
 
 import pytest
+import torch
 
 from tests.fakes import FakeHost, FakeModel, Interrupted, fake_embedding, fake_pictures, same
 from textinv_core.errors import UserError
@@ -12,7 +15,7 @@ from textinv_core.training.folder import RunFolder
 from textinv_core.training.learn import Preview, Started, learn
 from textinv_core.training.run import Ended
 from textinv_core.training.settings import TrainSettings
-from textinv_core.training.training import Step
+from textinv_core.training.training import Step, Training
 
 
 def settings(steps=6, **more):
@@ -146,13 +149,59 @@ def test_a_run_without_a_state_begins_anew_in_its_folder(tmp_path, unbroken):
     assert csv(root) == csv(tmp_path / "unbroken")
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "textinv")
     train(tmp_path, settings(), stop_after=3)
     [folder] = folders(tmp_path)
     with RunFolder(folder).claimed() as mine:
         assert mine
+        with pytest.raises(UserError, match="is being trained by another process"):
+            train(tmp_path, settings(resume="required"))
         assert steps(train(tmp_path, settings()))[0] == 1
+        assert f"a new run. The one in {folder} is being trained by another process." in caplog.text
     assert len(folders(tmp_path)) == 2
+
+
+def test_where_files_cannot_be_locked_runs_are_trained_and_gone_on_with(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")  # as on Lustre, mounted without
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    train(tmp_path, settings(), stop_after=3)
+    assert steps(train(tmp_path, settings())) == [4, 5, 6]
+
+
+def test_of_several_that_fit_one_that_has_ended_is_taken_else_the_farthest(tmp_path):
+    train(tmp_path, settings(20), stop_after=8)
+    train(tmp_path, settings(5))  # of whose step the first has no copy
+    assert len(folders(tmp_path)) == 2
+    *events, ended = train(tmp_path, settings(20))
+    assert steps(events)[0] == 9
+    train(tmp_path, settings(20, resume="fresh"), stop_after=3)
+    *events, again = train(tmp_path, settings(20))
+    assert not steps(events) and again.path == ended.path
+
+
+def test_settings_that_cannot_be_read_are_said(tmp_path, caplog):
+    train(tmp_path, settings(), stop_after=3)
+    [folder] = folders(tmp_path)
+    (folder / "settings.json").write_text("{")
+    assert steps(train(tmp_path, settings()))[0] == 1
+    assert f"the settings.json in {folder} cannot be read" in caplog.text
+
+
+def test_a_run_that_had_no_memory_left_goes_on_where_it_stopped(tmp_path, unbroken):
+    def change(prediction, number):
+        if number > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return prediction
+
+    with pytest.raises(UserError, match="not enough memory"):
+        train(tmp_path / "run", settings(20), FakeHost(FakeModel(change=change)))
+    events = train(tmp_path / "run", settings(20))
+    assert steps(events)[0] == 11 and same(events[-1].learnt, unbroken.learnt)
 
 
 def test_a_diverged_run_is_not_gone_on_with_past_what_was_good(tmp_path):
@@ -209,6 +258,34 @@ def test_a_state_of_before_its_steps_evaluation_is_enough(tmp_path, monkeypatch)
     assert fixed_losses(tmp_path / "broken") == fixed_losses(tmp_path / "unbroken")
 
 
+def test_a_run_killed_before_its_end_was_made_has_all_that_comes_at_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("textinv_core.training.record.STATE_STEPS", 4)
+    monkeypatch.setattr("textinv_core.training.record.STATE_SHARE", 1)
+    told = settings(16, evaluate_every=2, save_every=8, learning_rate="0.02:9, 5")
+    confirm = Training.confirm
+
+    def killed(training):
+        if not (tmp_path / "killed").exists():
+            shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+        confirm(training)
+
+    monkeypatch.setattr(Training, "confirm", killed)
+    whole = train(tmp_path / "whole", told)[-1]
+    *events, ended = train(tmp_path / "killed", told)
+    assert whole.best.step not in (8, 16)  # of which there are copies anyway
+    assert not steps(events) and same(ended.best, whole.best) and ended.verdict == whole.verdict
+
+
+def test_the_best_is_found_again_where_its_copy_is_gone_or_the_start_was_not_evaluated(tmp_path):
+    told = settings(16, evaluate_every=4, learning_rate="0.02:9, 5")
+    train(tmp_path, settings(16, evaluate_every=0, learning_rate="0.02:9, 5"), stop_after=3)
+    first = train(tmp_path, told)[-1]
+    assert first.best.step == 4
+    assert same(train(tmp_path, told)[-1].best, first.best)
+    first.best_path.unlink()
+    assert same(train(tmp_path, told)[-1].best, first.best) and first.best_path.is_file()
+
+
 def test_evaluating_otherwise_is_the_same_run_and_holding_out_is_not(tmp_path, unbroken):
     train(tmp_path / "run", settings(20, evaluate_every=3), stop_after=7)
     events = train(tmp_path / "run", settings(20, evaluate_every=0, early_stop="off", patience=2))
@@ -217,7 +294,8 @@ def test_evaluating_otherwise_is_the_same_run_and_holding_out_is_not(tmp_path, u
     assert len(folders(tmp_path / "run")) == 2
 
 
-def test_a_run_that_has_learnt_enough_gives_its_result_at_once(tmp_path):
+def test_a_run_that_has_learnt_enough_gives_its_result_at_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "textinv")
     told = settings(60, evaluate_every=2, early_stop="patience", patience=1, learning_rate="0.3")
     first = train(tmp_path, told)[-1]
     assert first.learnt.step < 60
@@ -225,6 +303,7 @@ def test_a_run_that_has_learnt_enough_gives_its_result_at_once(tmp_path):
     *_, again = train(tmp_path, told, host)
     assert host.did == [] and same(again.learnt, first.learnt) and again.path == first.path
     assert same(again.best, first.best) and again.best_path == first.best_path
+    assert "It ended there by early_stop patience" in caplog.text
     # With more patience, or none of it, there is more to learn.
     more = train(tmp_path, settings(first.learnt.step + 1, evaluate_every=2, learning_rate="0.3"))
     assert steps(more) == [first.learnt.step + 1]

@@ -164,6 +164,10 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     facts = asdict(plan)
     for name in ("output", "plot", "device", "preset", "preview"):
         del facts[name]
-    for name in ("save_every", "gradient_checkpointing"):
+    for name in ("save_every", "keep", "gradient_checkpointing"):
         del facts["train"][name]
+    # Jobs that were done before there were these settings are done.
+    for name in ("resume", "evaluate_every", "held_out", "early_stop", "patience"):
+        if facts["train"][name] == getattr(TrainSettings, name):
+            del facts["train"][name]
     return json.loads(json.dumps(facts, default=str))  # paths are texts, tuples lists

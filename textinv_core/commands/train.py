@@ -184,7 +184,7 @@ def _finish(plan: Plan, trained: Trained, report: Report, command: str = "") -> 
     embedding, folder = trained.embedding, trained.folder
     assert folder is not None  # as in all processes but those that only help
     path = _written(embedding, trained.copy, plan.output, folder, report)
-    if plan.plot:
+    if plan.plot and trained.losses:
         from .charts import loss_plot
 
         first_step = (embedding.step or 0) - len(trained.losses) + 1
@@ -387,7 +387,7 @@ def train_one(
     more = {"shuffle": plan.shuffle, "preview": plan.preview, "processes": processes}
     events = learn(host, pictures, embedding, plan.train, _root(plan), **more)
     started = ended = step = None
-    is_asked = False
+    is_asked = was_asked = False  # to finish: by now, by the last step
 
     def finish() -> bool:
         nonlocal is_asked
@@ -410,7 +410,7 @@ def train_one(
                     case Started():
                         started = event
                     case Step():
-                        step = event
+                        step, was_asked = event, is_asked
                     case Ended():
                         ended = event
     except KeyboardInterrupt as stopped:
@@ -420,7 +420,7 @@ def train_one(
         raise _stopped(report, command, started.folder, embedding.name, reached, status_of(stopped)) from None
     assert started is not None and ended is not None  # the first event and the last one
     left = 0
-    if is_asked and step is not None and (left := step.last_step - step.step):
+    if was_asked and step is not None and (left := step.last_step - step.step):
         report.facts(event="finish", name=embedding.name, step=step.step, left=left)
     result = ended.learnt, ended.losses, started.folder, ended.path, ended.best, ended.best_path
     return Trained(*result, ended.verdict, left)

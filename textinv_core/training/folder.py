@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ log = logging.getLogger("textinv")
 
 KEPT_STATES = 2
 MAX_SETTINGS_BYTES = 4 * 2**20
+LOCKLESS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # what some file systems of networks and clusters say
 CSV_HEADER = "step,epoch,epoch_step,loss,learn_rate\n"  # A1111's
 FIXED_LOSS_HEADER = "step,loss\n"
 
@@ -78,9 +79,17 @@ class RunFolder:
         except FileNotFoundError:
             return []
 
-    def claimed(self) -> AbstractContextManager[bool]:
-        """Whether nobody else writes into it, for the length of a block."""
-        return claimed(self.path / "run.lock")
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether nobody else writes into it, for the length of a block; True where the file system knows no locks."""
+        with ExitStack() as stack:
+            try:
+                mine = stack.enter_context(claimed(self.path / "run.lock"))
+            except OSError as error:
+                if error.errno not in LOCKLESS:
+                    raise
+                mine = True
+            yield mine
 
     # What it was told, and how it ended
 
@@ -128,8 +137,8 @@ class RunFolder:
         for path in self._states():
             try:
                 return read_state(path)
-            except Damaged as error:
-                log.warning(f"textinv: {error} The one before it is taken.")
+            except (Damaged, OSError) as error:
+                log.warning(f"textinv: {error} The one before it is taken, if there is one.")
         return None
 
     # The losses
@@ -158,7 +167,7 @@ class RunFolder:
         try:
             with open(self._losses, encoding="utf-8", newline="") as file:
                 for line in file:
-                    if line != CSV_HEADER:
+                    if line.rstrip() != CSV_HEADER.rstrip():  # other programs end lines otherwise
                         rows.append(LossRow.read(line))
         except (FileNotFoundError, ValueError):  # what comes behind a line that broke off is none
             pass

@@ -102,7 +102,7 @@ def learn(
         folder, past, shows_it = None, None, False
         if processes.rank == 0:
             about = facts(host, as_trained, embedding, settings, shuffle)
-            folder, past = found(root, embedding.name, about, settings, last_step, stack)
+            folder, past = found(root, embedding, about, settings, last_step, stack)
             held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
             shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
             folder.write_settings(_told(folder, past, about, learnable, settings, preview, len(pictures), held_out))

@@ -57,6 +57,7 @@ class Record:
         state = training.state() if self._folder is not None and self._state_step != training.step else None
         if self._folder is None or state is None:
             return
+        self.write_losses()  # those that there was no room for before
         try:
             self._folder.save_state(state)
         except OSError as error:

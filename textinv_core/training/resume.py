@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ..embedding import Embedding
 from ..errors import UserError
 from .evaluation import has_learnt_enough
 from .folder import RunFolder
@@ -20,43 +21,61 @@ NEARLY = 3  # so many differences still make it worth saying which
 
 
 def found(
-    root: Path, name: str, about: Mapping[str, Any], settings: TrainSettings, last_step: int, stack: ExitStack
+    root: Path,
+    embedding: Embedding,
+    about: Mapping[str, Any],
+    settings: TrainSettings,
+    last_step: int,
+    stack: ExitStack,
 ) -> tuple[RunFolder, dict[str, Any] | Ended | None]:
     """The folder of the run that `about` describes, as `settings.resume` says a new one or an earlier one; and what
-    there is in it already: how it ended, a state to go on from, or None for nothing.
+    there is in it already: how it ended, a state to go on from, or None for nothing. Of several that fit, one that has
+    ended, else the one that has come farthest.
 
-    The folder is claimed as long as `stack` lasts. Says in the log which it is. Raises UserError where a run is
-    required that is not there, OSError where no folder can be made.
+    embedding: as it is before. The folder is claimed as long as `stack` lasts. Says in the log which it is. Raises
+    UserError where a run is required that is not there, OSError where no folder can be made.
     """
+    name = embedding.name
     folders = [] if settings.resume == "fresh" else RunFolder.all(root, name)
     described = [(folder, folder.settings()) for folder in folders]
-    for folder in (folder for folder, told in described if told.get("identity") == identity(about)):
-        if not stack.enter_context(folder.claimed()):
-            log.info(f"textinv: {name}, the run in {folder.path} is being trained by another process.")
-            continue
-        if ended := _ended(folder, name, settings, last_step):
+    for folder in (folder for folder, told in described if not told and folder.newest_state_step()):
+        log.warning(
+            f"textinv: {name}, the settings.json in {folder.path} cannot be read, so nobody can tell whether that is "
+            "the same run. It is left alone."
+        )
+    same = [folder for folder, told in described if told.get("identity") == identity(about)]
+    own = [folder for folder in same if stack.enter_context(folder.claimed())]
+    for folder in own:
+        if ended := _ended(folder, embedding, settings, last_step):
+            step = ended.learnt.step
+            early = f" It ended there by early_stop {settings.early_stop}; off goes on." if step < last_step else ""
             log.info(
-                f"textinv: {name} has been trained on this already, and the embedding of step {ended.learnt.step} is "
-                f"taken from {folder.path}."
+                f"textinv: {name} has been trained on this already, and the embedding of step {step} is taken from "
+                f"{folder.path}.{early}"
             )
             return folder, ended
-        state = folder.newest_state()
-        if state is not None and state["step"] <= last_step:
-            log.info(f"textinv: {name} goes on from step {state['step']} of the run in {folder.path}.")
-            return folder, state
-        if state is None and settings.resume == "auto":
-            log.info(f"textinv: {name} begins anew in {folder.path}, where no state was kept yet.")
-            return folder, None
-        if state is not None:
-            log.info(
-                f"textinv: {name}, the run in {folder.path} is at step {state['step']} already, and has no copy of "
-                f"step {last_step}."
-            )
+    states = [(folder.newest_state(), folder) for folder in own]
+    begun = [(state, folder) for state, folder in states if state is not None]
+    if fitting := [each for each in begun if each[0]["step"] <= last_step]:
+        state, folder = max(fitting, key=lambda each: each[0]["step"])
+        log.info(f"textinv: {name} goes on from step {state['step']} of the run in {folder.path}.")
+        return folder, state
+    for state, folder in begun:
+        log.info(
+            f"textinv: {name}, the run in {folder.path} is at step {state['step']} already, and has no copy of "
+            f"step {last_step}."
+        )
+    empty = next((folder for state, folder in states if state is None), None)
+    if empty and settings.resume == "auto":
+        log.info(f"textinv: {name} begins anew in {empty.path}, where there is no state that could be gone on from.")
+        return empty, None
     nearest = _nearest(about, described)
+    if others := [folder for folder in same if folder not in own]:
+        nearest = f" The one in {others[0].path} is being trained by another process."
     if settings.resume == "required":
         raise UserError(
-            f"There is no run of {name!r} to go on with: none in {str(root / name)!r} has these pictures, captions, "
-            f"model, embedding and settings and a state.{nearest} Set resume to auto to begin a new one."
+            f"There is no run of {name!r} to go on with: none in {str(root / name)!r} that is free has these pictures, "
+            f"captions, model, embedding and settings and a state.{nearest} Set resume to auto to begin a new one."
         )
     folder = RunFolder.new(root, name)
     stack.enter_context(folder.claimed())
@@ -65,23 +84,32 @@ def found(
     return folder, None
 
 
-def _ended(folder: RunFolder, name: str, settings: TrainSettings, last_step: int) -> Ended | None:
+def _ended(folder: RunFolder, embedding: Embedding, settings: TrainSettings, last_step: int) -> Ended | None:
     """How a run ended, if it was at `last_step`, has come past it and kept a copy, or had learnt enough before."""
-    end = folder.settings().get("ended")
+    told, name = folder.settings(), embedding.name
+    end = told.get("ended")
     step = end.get("step") if isinstance(end, dict) else None
-    if not isinstance(step, int):
-        step = folder.newest_state_step()  # where it was killed, it has come as far as that
     evaluations = [row for row in folder.fixed_losses() if row[0] <= last_step]
-    if end and step < last_step and has_learnt_enough([loss for _, loss in evaluations], settings):
+    if not isinstance(step, int):
+        # Where it was killed, it has come as far as its states. At the last one its end may still have to be made.
+        step = folder.newest_state_step() - 1
+    elif step < last_step and has_learnt_enough([loss for _, loss in evaluations], settings):
         last_step = step
     learnt = folder.load(name, last_step)
     if step < last_step or learnt is None or learnt.step != last_step:
         return None
     losses = [row.loss for row in folder.losses() if row.step <= last_step]
-    best = min(evaluations[1:], key=lambda row: row[1], default=(None, 0.0))[0]
-    best = None if best is None else folder.load(name, best)
-    best_path = None if best is None else folder.copy(name, best.step)
-    judged = Verdict.read(folder.settings().get("result")) if step == last_step else None
+    after = [row for row in evaluations if row[0] > (embedding.step or 0)]
+    best = best_path = None
+    if after:
+        best_step, _ = min(after, key=lambda row: row[1])
+        best, best_path = folder.load(name, best_step), folder.copy(name, best_step)
+        if best is None and folder.newest_state_step() == last_step:
+            return None  # in whose state it is
+        if best is None:
+            best_path = None
+            log.warning(f"textinv: {name}, there is no copy of step {best_step}, the best until step {last_step}.")
+    judged = Verdict.read(told.get("result")) if step == last_step else None
     return Ended(learnt, losses, folder.copy(name, last_step), best, best_path, judged)
 
 

@@ -111,8 +111,8 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evalua
 
     A training with a state goes on from there, and so do the losses. To finish early, `Training.finish()`; to stop,
     close the iterator. Whatever ends the run after its first step, what was learnt by the last good one is kept in the
-    folder, or wherever that can be written, with the losses and the exact state; after a TrainingError without the
-    latter: its message says where, and copies of what caused it are taken back. In the main thread, a second
+    folder, or wherever that can be written, with the losses and, unless it has diverged, the exact state. A
+    TrainingError's message says where, and copies of what caused it are taken back. In the main thread, a second
     Ctrl-C, SIGTERM or SIGHUP is ignored until then. Raises what `Training.advance` and `Training.confirm` do.
     """
     record = Record(training, folder)
@@ -162,8 +162,7 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evalua
                 record.withdraw()
             record.save_best()
             record.rescue()
-            if not isinstance(stopped, TrainingError):
-                record.save_state()
+            record.save_state()
             if folder is None:
                 raise
             kept = record.kept()

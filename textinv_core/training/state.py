@@ -35,7 +35,8 @@ def read_state(path: Path) -> dict[str, Any]:
         check_file(path, MAX_STATE_BYTES)
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            # Copied, because they are the file's own memory, and Windows would not let go of the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
         if facts["format"] != FORMAT or facts["digest"] != _digest(facts["tree"], tensors):
             raise ValueError("what it says of itself is not so")
         return _unpacked(json.loads(facts["tree"]), tensors)

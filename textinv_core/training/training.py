@@ -279,7 +279,7 @@ class Training:
 
     def state(self) -> dict[str, Any] | None:
         """All that a training with the same inputs needs to go on to the bit, as plain tensors, numbers and text; None
-        after a TrainingError, or where Ctrl-C came in the midst of an update."""
+        where it has diverged or nothing was learnt from it, or where Ctrl-C came in the midst of an update."""
         if not self._is_whole:
             return None
         step, tensors = self._learnt
@@ -451,7 +451,7 @@ class Training:
     def _check_loss(self, loss: float, when: str, rate: float) -> None:
         if math.isfinite(loss):
             return
-        self._learnt = self._good  # those after it gave this loss
+        self._is_whole, self._learnt = False, self._good  # those after it gave this loss
         raise TrainingError(
             f"The loss {when} is {loss}: the training has diverged. Try a lower learning rate (now {rate:g}), "
             "precision fp32, or another init text; check that the VAE fits the model."
@@ -460,7 +460,7 @@ class Training:
     def _check_gradients(self, norm: float, when: str, rate: float) -> None:
         overflowed = self._scaler.is_enabled() and self._scaler.get_scale() > 1
         if not math.isfinite(norm) and not overflowed:
-            self._learnt = self._good
+            self._is_whole, self._learnt = False, self._good
             raise TrainingError(
                 f"The gradients {when} are not finite: the training has diverged. Try a lower learning rate "
                 f"(now {rate:g}), gradient clipping, or precision fp32."
