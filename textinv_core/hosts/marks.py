@@ -36,8 +36,9 @@ def mark(value: Any, stand_in: Callable[[Any], Any] = lambda value: value) -> st
     return digest.hex()[:16]
 
 
-def sample(tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
-    """A tensor's shape, type, and values from all over it, as they are in `dtype`: plain values for `mark`."""
+def sample(tensor: Tensor, dtype: torch.dtype | None = None, most: int = SAMPLES) -> tuple[Any, ...]:
+    """A tensor's shape, type, and about `most` values from all over it, as they are in `dtype`: plain values for
+    `mark`."""
     dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     shape = tuple(tensor.shape)
     if flatten := getattr(tensor, "__tensor_flatten__", None):  # a quantised one: what it is made of
@@ -45,7 +46,7 @@ def sample(tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
     if tensor.is_meta:
         return "tensor", shape, dtype
     # An odd stride does not stay in one column.
-    values = tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLES) | 1].cpu().to(dtype)
+    values = tensor.detach().flatten()[:: max(1, tensor.numel() // most) | 1].cpu().to(dtype)
     values = torch.view_as_real(values) if values.is_complex() else values
     return "tensor", shape, dtype, values.double().numpy().tobytes()
 

@@ -127,6 +127,13 @@ def scaled(model, by):
     return model
 
 
+def mask(column):
+    """White in one place."""
+    found = torch.zeros(32, 32)
+    found[0, column] = 1
+    return found
+
+
 def hosts(model, clip, vae):
     """What trains otherwise than any other here, by name."""
     patched, weaker = with_lora(model, clip, 1.0, 1.0), with_lora(model, clip, 0.5, 1.0)
@@ -161,6 +168,8 @@ def hosts(model, clip, vae):
         "SAG": ComfyHost(clip, free(SelfAttentionGuidance, 0.5, 2.0), vae),
         "doubled": ComfyHost(clip, scaled(model, 2.0), vae),
         "tripled": ComfyHost(clip, scaled(model, 3.0), vae),
+        "masked": ComfyHost(clip, scaled(model, mask(1)), vae),
+        "masked elsewhere": ComfyHost(clip, scaled(model, mask(2)), vae),
         "skip 1": ComfyHost(skipping(clip, -1), model, vae),
         "skip 2": ComfyHost(skipping(clip, -2), model, vae),
         "tokenizer option": ComfyHost(with_option(clip), model, vae),
