@@ -144,6 +144,10 @@ def test_the_same_again_is_done_at_once_and_leaves_nothing_new(textinv, world, t
     assert [each["event"] for each in again.facts] == ["start", "done"]
     assert again.event("done") == first.event("done")
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["cat.safetensors"]
+    more = textinv(*told, "--steps", 3)
+    assert more.event("done")["embedding"] == first.event("done")["embedding"]  # the same run's, and further
+    assert load_embedding(tmp_path / "cat.safetensors").step == 3
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["cat.safetensors"]
     fresh = textinv(*told, "--resume", "fresh")
     assert fresh.event("step")["step"] == 2 and fresh.event("done")["folder"] != first.event("done")["folder"]
     assert textinv(*told, "--resume", "required", "--seed", 4).code == 1

@@ -200,13 +200,19 @@ def losing(losses):
     return make
 
 
-def test_the_best_step_is_the_first_of_the_lowest_after_the_start():
-    one = losing([0.1, 0.9, 0.5, 0.5, 0.7])(settings(4))
-    assert one.evaluate() == Evaluated(0, pytest.approx(0.1), False) and one.best() is None
+def test_the_best_step_is_the_first_of_the_lowest_below_the_start():
+    one = losing([1.0, 0.9, 0.5, 0.5, 0.7])(settings(4))
+    assert one.evaluate() == Evaluated(0, pytest.approx(1.0), False) and one.best() is None
     steps = list(zip(one.steps(), iter(one.evaluate, None), strict=False))
     assert [found.is_best for _, found in steps] == [True, True, False, False]
     assert one.best().step == 2 and same(one.best(), steps[1][0].learnt)
     assert not same(one.best(), one.learnt())
+
+
+def test_no_step_is_best_that_is_worse_than_the_start():
+    one = losing([0.5, 0.9, 0.6, 0.5])(settings(3))
+    one.evaluate()
+    assert [one.evaluate().is_best for _ in one.steps()] == [False] * 3 and one.best() is None
 
 
 def test_the_best_step_is_part_of_the_state():

@@ -139,6 +139,19 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before(tmp_path, unbroken
     assert sorted(path.name for path in (folder / "state").iterdir()) == ["15.safetensors", "20.safetensors"]
 
 
+@pytest.mark.parametrize("lose", [lambda state: state.write_bytes(b"x"), lambda state: state.unlink()])
+def test_a_run_that_has_ended_and_lost_its_states_is_left_alone(tmp_path, caplog, lose):
+    *_, ended = train(tmp_path, settings(4))
+    [folder] = folders(tmp_path)
+    before = ended.path.read_bytes()
+    for state in (folder / "state").iterdir():
+        lose(state)
+    assert steps(train(tmp_path, settings(6)))[0] == 1
+    assert f"Its newest copy is {ended.path}" in caplog.text
+    assert len(folders(tmp_path)) == 2 and ended.path.read_bytes() == before
+    assert not steps(train(tmp_path, settings(4)))
+
+
 def test_a_run_without_a_state_begins_anew_in_its_folder(tmp_path, unbroken):
     root = tmp_path / "run"
     train(root, settings(20), stop_after=3)
@@ -158,7 +171,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, caplog):
         with pytest.raises(UserError, match="is being trained by another process"):
             train(tmp_path, settings(resume="required"))
         assert steps(train(tmp_path, settings()))[0] == 1
-        assert f"a new run. The one in {folder} is being trained by another process." in caplog.text
+        assert f". The one in {folder} is being trained by another process." in caplog.text
     assert len(folders(tmp_path)) == 2
 
 
@@ -296,16 +309,16 @@ def test_evaluating_otherwise_is_the_same_run_and_holding_out_is_not(tmp_path, u
 
 def test_a_run_that_has_learnt_enough_gives_its_result_at_once(tmp_path, caplog):
     caplog.set_level(logging.INFO, "textinv")
-    told = settings(60, evaluate_every=2, early_stop="patience", patience=1, learning_rate="0.3")
+    told = settings(60, evaluate_every=2, early_stop="patience", patience=1, learning_rate="0.05")
     first = train(tmp_path, told)[-1]
     assert first.learnt.step < 60
     host = FakeHost()
     *_, again = train(tmp_path, told, host)
     assert host.did == [] and same(again.learnt, first.learnt) and again.path == first.path
-    assert same(again.best, first.best) and again.best_path == first.best_path
+    assert first.best.step < first.learnt.step and same(again.best, first.best) and again.best_path == first.best_path
     assert "It ended there by early_stop patience" in caplog.text
     # With more patience, or none of it, there is more to learn.
-    more = train(tmp_path, settings(first.learnt.step + 1, evaluate_every=2, learning_rate="0.3"))
+    more = train(tmp_path, settings(first.learnt.step + 1, evaluate_every=2, learning_rate="0.05"))
     assert steps(more) == [first.learnt.step + 1]
 
 

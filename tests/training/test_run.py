@@ -230,7 +230,7 @@ def test_the_fixed_loss_is_taken_on_the_way(tmp_path, expected, caplog):
 
 def test_the_best_step_is_kept_and_given(tmp_path, expected):
     told = settings(evaluate_every=1, save_every=6)
-    *_, ended = run(by_fixed_loss([0.1, 0.9, 0.5, 0.4, 0.6, 0.6, 0.5], told), RunFolder(tmp_path))
+    *_, ended = run(by_fixed_loss([1.0, 0.9, 0.5, 0.4, 0.6, 0.6, 0.5], told), RunFolder(tmp_path))
     assert ended.best.step == 3 and same(ended.best, expected[3][1])
     assert ended.best_path == tmp_path / "embeddings" / "cat-3.safetensors"
     assert same(load_embedding(ended.best_path), ended.best)

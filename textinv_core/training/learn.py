@@ -200,7 +200,8 @@ def _told(
     may_change = {*UNDECIDING, "preview"}
     before = {key: earlier.get(key) for key in told if key in may_change and told[key] != earlier.get(key)}
     befores = [*earlier.get("before", []), *([{"until_step": step, **before}] if before else [])]
-    return {**told, **({"before": befores} if befores else {})}
+    kept = {"before": befores} if befores else {}
+    return {**told, **kept, **{key: earlier[key] for key in ("written",) if key in earlier}}
 
 
 def _note_end(folder: RunFolder, ended: Ended) -> None:
