@@ -45,12 +45,12 @@ async def finish(request: web.Request) -> web.Response:
         return _answer(413, f"Send at most {MOST_BYTES} bytes, and say how many with Content-Length.")
     try:
         asked = json.loads(await request.read())
-        node = asked["node"]
+        node = str(asked["node"])  # ids look like numbers
     except (ValueError, TypeError, KeyError, RecursionError):
         return _answer(400, 'Send {"node": "<id>"}, with the id of the node that trains.')
-    end = _trainings.get(node) if isinstance(node, str) else None
+    end = _trainings.get(node)
     if end is None:
-        return _answer(404, f"The node {node!r} is not training now; nothing was finished.")
+        return _answer(404, f"The node {node[:100]!r} is not training now; nothing was finished.")
     end()
     return _answer(200, f"The training of node {node} ends after this step, and the graph goes on.")
 

@@ -81,7 +81,15 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 setting(io.String, TrainSettings, "learning_rate"),
                 setting(io.Int, TrainSettings, "batch_size", min=1, max=1024),
                 setting(io.Int, TrainSettings, "gradient_accumulation", min=1, max=1024),
-                setting(io.Int, TrainSettings, "seed", min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                setting(
+                    io.Int,
+                    TrainSettings,
+                    "seed",
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    # By the page's default each queueing would have another seed, and nothing would be gone on with.
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                ),
                 io.String.Input(
                     "preview_prompt",
                     optional=True,

@@ -5,6 +5,8 @@ from bisect import bisect_right
 
 from .errors import SettingError, UserError
 
+MOST = 1e30  # what Adam makes of it is still a float32
+
 
 def _read_item(item: str) -> tuple[float, float]:
     """`rate`, `rate:step` or `rate:-1` -> (rate, step it lasts until); a rate to the end lasts until inf."""
@@ -17,8 +19,8 @@ def _read_item(item: str) -> tuple[float, float]:
             f"The learning rate {item!r} cannot be read. Write a rate, or a rate and the step it lasts until, "
             "such as 0.005:100."
         ) from None
-    if not 0 <= rate < math.inf:
-        raise UserError(f"The learning rate {item!r} is not a finite number of 0 or more.")
+    if not 0 <= rate <= MOST:
+        raise UserError(f"The learning rate {item!r} cannot be used: it has to be a number from 0 to {MOST:g}.")
     if step < 1 and step != -1:
         raise UserError(f"The learning rate {item!r} ends at step {step}. Use a step of 1 or more, or -1 for the end.")
     return rate, math.inf if step == -1 else step
@@ -55,7 +57,7 @@ class LearningRateSchedule:
     """Piecewise constant learning rates in AUTOMATIC1111's grammar.
 
     text: items separated by commas, empty ones skipped. `rate:step` is this rate until, and not including, that
-        step; `rate:-1` and a rate alone last to the end. Rates are finite and >= 0, steps are >= 1 and increase.
+        step; `rate:-1` and a rate alone last to the end. Rates are 0 to 1e30, steps are >= 1 and increase.
     max_steps: the step training ends at, at the latest. Items beyond it are read, never reached.
     start: the step training goes on from, >= 0. Items that end at or before it are past.
 

@@ -28,6 +28,8 @@ ADD_ALL = """ids => {
 }"""
 PARTS = """() => Object.fromEntries(app.graph.nodes.map(n =>
     [n.type, {inputs: n.inputs.map(i => i.name), outputs: n.outputs.map(o => o.name)}]))"""
+AFTER_QUEUEING = """() => app.graph.nodes.filter(n => n.type === 'TextInvTrainEmbedding')
+    .flatMap(n => n.widgets.find(w => w.name === 'seed').linkedWidgets.map(w => [w.label, w.value]))"""
 VALUES = "() => app.graph.nodes.map(n => [n.type, (n.widgets ?? []).map(w => [w.name, w.value])])"
 
 
@@ -77,6 +79,8 @@ def test_nodes_can_be_created_with_all_their_inputs_and_outputs(page, either_nod
         inputs = {name for part in ("required", "optional") for name in info["input"].get(part, {})}
         assert set(made[node_id]["inputs"]) == inputs
         assert made[node_id]["outputs"] == info["output_name"]
+    # Else a training that is queued again, after a cancel or a crash, is another one, and begins anew.
+    assert page.evaluate(AFTER_QUEUEING) == [["control after generate", "fixed"]]
 
 
 def test_values_are_the_same_after_saving_and_opening(page, our_nodes):

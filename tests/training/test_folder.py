@@ -131,3 +131,20 @@ def test_what_turned_out_to_be_no_good_is_taken_back(tmp_path):
     folder.withdraw(10)
     left = {path.stem for path in tmp_path.rglob("*.*") if path.is_file()}
     assert left == {"cat-9", "cat-10"} and len([*tmp_path.rglob("*.*")]) == 6
+
+
+def test_fixed_losses_come_back_to_the_bit_and_are_rewound(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.rewind(3)
+    assert folder.fixed_losses() == []
+    rows = [(0, 0.1 + 0.2), (25, 1 / 3), (50, 1e-9)]
+    folder.write_fixed_losses(rows)
+    assert folder.fixed_losses() == rows
+    folder.rewind(25)
+    assert folder.fixed_losses() == rows[:2]
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n1,0.5\n2", "step,loss\n1,low\n", "step,loss\n1,2,3\n", "\0"])
+def test_what_is_no_file_of_fixed_losses_has_none(tmp_path, text):
+    (tmp_path / "fixed_loss.csv").write_text(text)
+    assert RunFolder(tmp_path).fixed_losses() == []

@@ -50,6 +50,31 @@ def test_what_does_not_decide_is_the_same_run():
     assert identity(given(**changed_pictures(name="else"))) == identity(given())
 
 
+def test_other_embeddings_that_prompts_name_decide():
+    class Finding(FakeHost):
+        def __init__(self, **files):
+            super().__init__()
+            self.files = files
+
+        def found(self, name):
+            return self.files.get(name)
+
+    def about(line="a [name], (embedding:style:0.8)", caption="", **files):
+        told = TrainSettings((line,))
+        return given(host=Finding(**files), settings=told, **changed_pictures(caption=caption))
+
+    name = fake_embedding().name
+    same = about(), about("a [name]", style="a"), about(style="a"), about(style="b"), about("[name]", "embedding:style")
+    assert len({identity(each) for each in same}) == len(same)
+    assert differences(about(style="b"), about(style="a")) == [
+        "what other embeddings the prompts name, or these files, changed"
+    ]
+    # Its own file may be there or not: what is trained comes before it.
+    own = f"a embedding:{name}, [name]"
+    assert about(own, **{name: "a"}) == about(own) and "embeddings" not in about(own)["digests"]
+    assert identity(about("embedding: , [name]")) != identity(about())
+
+
 @pytest.mark.parametrize(
     ("part", "said"),
     [

@@ -133,11 +133,10 @@ def _check_size(width: int, height: int) -> None:
 
 def _check_named(prompts: list[str], names: list[str]) -> None:
     """Raise UserError unless all embeddings that prompts name are there."""
-    from ..prompts import EMBEDDING, pieces, read_name
+    from ..prompts import embeddings_named
 
     for prompt in prompts:
-        named = [read_name(piece[len(EMBEDDING) :])[0] for piece, _ in pieces(prompt) if piece.startswith(EMBEDDING)]
-        if missing := [name for name in named if name not in names]:
+        if missing := [name for name in embeddings_named(prompt) if name not in names]:
             known = ", ".join(names) if names else "none"
             raise UserError(
                 f"The prompt {prompt!r} names the embedding {missing[0]!r}, which is not there; given: {known}. "

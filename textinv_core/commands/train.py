@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -212,8 +212,9 @@ def _finish(plan: Plan, trained: Trained, report: Report, command: str = "") -> 
 
 
 def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "RunFolder", report: Report) -> Path:
-    """Write the embedding into `output`, unless it is there; returns where. Raises UserError where it is only kept as a
-    copy elsewhere; it waits while it is nowhere, because then it is lost when this process ends."""
+    """Write the embedding into `output`, over what an earlier part of the run has left there; returns where. Raises
+    UserError where it is only kept as a copy elsewhere; it waits while it is nowhere, because then it is lost when this
+    process ends."""
     from ..files import numbered
     from ..formats import save_embedding
 
@@ -221,10 +222,11 @@ def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "R
     while True:
         try:
             output.mkdir(parents=True, exist_ok=True)
-            path = output / f"{embedding.name}.safetensors"
-            if not _holds(path, embedding):
-                path = numbered(path)
+            path = _earlier(embedding, output, folder) or numbered(output / f"{embedding.name}.safetensors")
+            if not _is_same(_loaded(path), embedding):
                 save_embedding(embedding, path)
+            with suppress(OSError):  # else it gets a number, if the run is gone on with
+                folder.note(written=str(path.resolve()))
             return path
         except OSError as error:
             copy = copy or folder.rescue(embedding)
@@ -241,20 +243,30 @@ def _written(embedding: "Embedding", copy: Path | None, output: Path, folder: "R
             time.sleep(TRY_AGAIN)
 
 
-def _holds(path: Path, embedding: "Embedding") -> bool:
-    """Whether a file has this very embedding, as it is after a run that has ended is asked for again."""
-    import torch
+def _earlier(embedding: "Embedding", output: Path, folder: "RunFolder") -> Path | None:
+    """The file in `output` that this run has been written to before; None where it holds something else by now."""
+    path = Path(str(folder.settings().get("written", "")))
+    there = _loaded(path) if path.parent == output.resolve() else None
+    is_own = there is not None and there.step is not None and _is_same(there, folder.load(embedding.name, there.step))
+    return path if is_own else None
 
+
+def _loaded(path: Path) -> "Embedding | None":
     from ..formats import load_embedding
 
     try:
-        there = load_embedding(path)
+        return load_embedding(path)
     except (OSError, UserError):
+        return None
+
+
+def _is_same(one: "Embedding | None", other: "Embedding | None") -> bool:
+    """Whether both are what was learnt by the same step."""
+    import torch
+
+    if one is None or other is None or (one.step, {*one.vectors}) != (other.step, {*other.vectors}):
         return False
-    own = embedding.vectors
-    return (there.step, there.metadata, {*there.vectors}) == (embedding.step, embedding.metadata, {*own}) and all(
-        torch.equal(own[key], rows) for key, rows in there.vectors.items()
-    )
+    return all(torch.equal(rows, other.vectors[key]) for key, rows in one.vectors.items())
 
 
 class _FinishedEarly(Exception):
@@ -306,7 +318,8 @@ def _train_jobs(todo: list[Plan], report: Report, naming: Naming) -> None:
         raise complain(report, again, status_of(stopped)) from None
     for outcome in outcomes:
         report.facts(event="job", name=outcome.name, state=outcome.state, message=outcome.message)
-        report.say(f"{outcome.name}: {outcome.state}{'. ' if outcome.message else ''}{outcome.message}")
+        state = "done before" if outcome.state == "there" else outcome.state
+        report.say(f"{outcome.name}: {state}{'. ' if outcome.message else ''}{outcome.message}")
     if failed := [outcome.name for outcome in outcomes if outcome.state == "failed"]:
         if report.quiet:
             raise SystemExit(FAILED)

@@ -332,6 +332,11 @@ class Host(ABC):
         The same after the program was started again, and wherever weights are now; nothing is loaded for it.
         """
 
+    def found(self, name: str) -> str | None:
+        """16 hex digits for the vectors that the program finds by itself where a prompt says `embedding:<name>`; None
+        where it finds none, or looks for none."""
+        return None
+
     def fingerprint(self) -> str:
         """16 hex digits that tell base models apart: with any LoRA on it, a model is the same one."""
         digest = hashlib.sha256()

@@ -432,3 +432,8 @@ class ComfyHost(Host):
 
     def identities(self) -> dict[str, str]:
         return identities(self._clip, self._model, self._vae, self._dtype)
+
+    def found(self, name: str) -> str | None:
+        encoders = self.encoders.items()
+        vectors = {key: encoder.tokenizer._try_get_embedding(name)[0] for key, encoder in encoders}
+        return None if all(each is None for each in vectors.values()) else mark(vectors)

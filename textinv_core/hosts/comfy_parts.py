@@ -31,6 +31,8 @@ OF_SAMPLING = {
 }
 # SD1.x's checkpoints do not have it and nothing there uses it: it is whatever was in memory.
 UNSET = ".transformer.text_projection.weight"
+# Values of each tensor that patches hold: unlike weights, masks of theirs may differ in a few places alone.
+IN_PATCHES = 4096
 # What bypassed LoRAs are cast to when they are injected, where the module's weight has it.
 CAST_TO = torch.float32, torch.float16, torch.bfloat16
 
@@ -128,7 +130,7 @@ class _Instead:
             case _ if id(value) in self._names:
                 return self._names[id(value)]
             case Tensor():
-                return sample(value, self._dtype)
+                return sample(value, self._dtype, IN_PATCHES)
             case ModelPatcher():
                 return self._names.get(id(value.model)) or _patched(value)
             case comfy.sd.CLIP():

@@ -1,12 +1,13 @@
 """Telling one model from another by all that hangs on it: a digest of values that is the same in every process."""
 
+import dis
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from enum import Enum
 from functools import partial
 from pathlib import PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 from uuid import UUID
 
@@ -23,15 +24,21 @@ def mark(value: Any, stand_in: Callable[[Any], Any] = lambda value: value) -> st
     """16 hex digits that tell a value from another, with what is in it: numbers, texts, types, containers, tensors by
     shape, type and a sample of their values, modules by their weights, functions and objects by all that they hold.
 
-    Says the same of the same in every process: of what has an address, a device or a random name alone, only the type
-    counts, and neither a mapping nor a set has an order. stand_in: told of everything that is not plain; what it
-    returns is looked at instead, which is the thing itself where there is nothing to replace.
+    Says the same of the same in every process, and after it was used: of what has an address, a device or a random name
+    alone, only the type counts, neither a mapping nor a set has an order, and what functions of it write into variables
+    that they share does not count. stand_in: told of everything that is not plain; what it returns is looked at
+    instead, which is the thing itself where there is nothing to replace.
     """
-    return _Walk(stand_in).digest(value, DEPTH).hex()[:16]
+    written: dict[int, CellType] = {}
+    digest = _Walk(stand_in, written).digest(value, DEPTH)
+    if written:  # what reads them may have come first
+        digest = _Walk(stand_in, written).digest(value, DEPTH)
+    return digest.hex()[:16]
 
 
-def sample(tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
-    """A tensor's shape, type, and values from all over it, as they are in `dtype`: plain values for `mark`."""
+def sample(tensor: Tensor, dtype: torch.dtype | None = None, most: int = SAMPLES) -> tuple[Any, ...]:
+    """A tensor's shape, type, and about `most` values from all over it, as they are in `dtype`: plain values for
+    `mark`."""
     dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     shape = tuple(tensor.shape)
     if flatten := getattr(tensor, "__tensor_flatten__", None):  # a quantised one: what it is made of
@@ -39,7 +46,7 @@ def sample(tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
     if tensor.is_meta:
         return "tensor", shape, dtype
     # An odd stride does not stay in one column.
-    values = tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLES) | 1].cpu().to(dtype)
+    values = tensor.detach().flatten()[:: max(1, tensor.numel() // most) | 1].cpu().to(dtype)
     values = torch.view_as_real(values) if values.is_complex() else values
     return "tensor", shape, dtype, values.double().numpy().tobytes()
 
@@ -72,11 +79,24 @@ def _code(code: CodeType) -> list[Any]:
     ]
 
 
+def _cells(function: FunctionType) -> dict[str, CellType]:
+    """The variables of functions around it that a function uses, by name."""
+    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+def _written(code: CodeType) -> set[str]:
+    """The names of such variables that a function, or one in it, writes."""
+    own = {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_DEREF"}
+    within = (_written(each) for each in code.co_consts if isinstance(each, CodeType))
+    return own.union(*within).intersection(code.co_freevars)
+
+
 class _Walk:
     """Digests, by which things in mappings and sets have an order, and each thing that is met again is known."""
 
-    def __init__(self, stand_in: Callable[[Any], Any]):
-        self._stand_in = stand_in
+    def __init__(self, stand_in: Callable[[Any], Any], written: dict[int, CellType]):
+        """written: variables that functions write, by address, which are left out; those that are met are added."""
+        self._stand_in, self._written = stand_in, written
         # By address and depth, as what is too deep is left out; kept alive with it, as addresses are given out again.
         self._known: dict[tuple[int, int], tuple[Any, bytes]] = {}
 
@@ -114,15 +134,17 @@ class _Walk:
     def _all(self, kind: str, values: Iterable[Any], depth: int) -> bytes:
         return _hash(kind, [self.digest(each, depth - 1) for each in values])
 
-    @staticmethod
-    def _held(value: Any) -> list[Any]:
+    def _held(self, value: Any) -> list[Any]:
         """What a function, module or other object is made of."""
         if isinstance(value, partial):
             return [value.func, value.args, value.keywords]
         if isinstance(value, MethodType):
             return [value.__func__, value.__self__]
         if isinstance(value, FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]
+            cells = _cells(value)
+            self._written |= {id(cells[name]): cells[name] for name in _written(value.__code__)}
+            empty = CellType()
+            cells = [each.cell_contents for each in cells.values() if id(each) not in self._written and each != empty]
             return [_name(value), _code(value.__code__), value.__defaults__, value.__kwdefaults__, cells, vars(value)]
         if isinstance(value, nn.Module):
             weights = dict(value.named_parameters())

@@ -73,6 +73,12 @@ def read_name(text: str) -> tuple[str, str]:
     return name, leftover if word == name else f"{word[len(name) :]} {leftover}"
 
 
+def embeddings_named(prompt: str) -> list[str]:
+    """The names that ComfyUI, reading `prompt` with its weights, takes for embeddings', see `pieces`, `read_name`; ""
+    for a bare `embedding:`, or one with commas alone."""
+    return [read_name(piece[len(EMBEDDING) :])[0] for piece, _ in pieces(prompt) if piece.startswith(EMBEDDING)]
+
+
 def names_embedding(prompt: str, name: str) -> bool:
     """Whether ComfyUI, reading `prompt` with its weights, finds `embedding:<name>` in it; see `pieces`, `read_name`.
 

@@ -33,8 +33,7 @@ AT_REST = 0.15
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The fixed loss after a step, or before the first. is_best: lower than after every earlier step; the start is
-    none of them."""
+    """The fixed loss after a step, or before the first. is_best: lower than ever before, the start included."""
 
     step: int
     loss: float

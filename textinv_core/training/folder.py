@@ -138,7 +138,7 @@ class RunFolder:
             try:
                 return read_state(path)
             except (Damaged, OSError) as error:
-                log.warning(f"textinv: {error} The one before it is taken, if there is one.")
+                log.warning(f"textinv: {error} If there is one before it, that is taken.")
         return None
 
     # The losses

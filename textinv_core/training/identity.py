@@ -11,6 +11,7 @@ from torch import Tensor
 from ..embedding import Embedding
 from ..hosts.base import Host
 from ..picture import Picture
+from ..prompts import embeddings_named
 from ..shuffle import ShuffleConfig
 from .settings import TrainSettings, deciding
 
@@ -23,6 +24,7 @@ DIGESTS = {
     "model": "the model, or what is patched on it",
     "clip": "the text encoders, or what is patched on them",
     "vae": "the VAE",
+    "embeddings": "what other embeddings the prompts name, or these files,",
 }
 
 
@@ -34,6 +36,9 @@ def facts(
     pictures: as they are trained on, cropped. embedding: as it is before, with its step.
     """
     vectors = [(key, rows) for key, rows in sorted(embedding.vectors.items())]
+    texts = {*settings.template, *(picture.caption for picture in pictures)}
+    named = {name for text in texts for name in embeddings_named(text)} - {"", embedding.name}
+    others = {"embeddings": _digest((f"{name} {host.found(name)}", None) for name in sorted(named))} if named else {}
     about = {
         **deciding(settings),
         "shuffle": asdict(shuffle),
@@ -43,6 +48,7 @@ def facts(
             "captions": _digest((picture.caption, None) for picture in pictures),
             "masks": _digest(("", picture.mask) for picture in pictures),
             **host.identities(),
+            **others,
         },
     }
     return json.loads(json.dumps(about))  # tuples become lists, as they do in a file

@@ -65,10 +65,16 @@ def found(
             f"textinv: {name}, the run in {folder.path} is at step {state['step']} already, and has no copy of "
             f"step {last_step}."
         )
-    empty = next((folder for state, folder in states if state is None), None)
-    if empty and settings.resume == "auto":
-        log.info(f"textinv: {name} begins anew in {empty.path}, where there is no state that could be gone on from.")
-        return empty, None
+    for folder in (folder for state, folder in states if state is None):
+        if "ended" in folder.settings() or folder.newest_state_step():
+            log.warning(
+                f"textinv: {name}, the run in {folder.path} has no whole state any more, so it cannot be gone on with, "
+                f"and is left alone. Its newest copy is {folder.newest() or 'gone'}; that can be trained further as "
+                "the embedding to begin with."
+            )
+        elif settings.resume == "auto":
+            log.info(f"textinv: {name} begins anew in {folder.path}, where no state was kept yet.")
+            return folder, None
     nearest = _nearest(about, described)
     if others := [folder for folder in same if folder not in own]:
         nearest = f" The one in {others[0].path} is being trained by another process."
@@ -80,7 +86,7 @@ def found(
     folder = RunFolder.new(root, name)
     stack.enter_context(folder.claimed())
     if nearest:
-        log.info(f"textinv: {name}, a new run.{nearest}")
+        log.info(f"textinv: {name}, a new run in {folder.path}.{nearest}")
     return folder, None
 
 
@@ -99,10 +105,9 @@ def _ended(folder: RunFolder, embedding: Embedding, settings: TrainSettings, las
     if step < last_step or learnt is None or learnt.step != last_step:
         return None
     losses = [row.loss for row in folder.losses() if row.step <= last_step]
-    after = [row for row in evaluations if row[0] > (embedding.step or 0)]
+    best_step, _ = min(evaluations, key=lambda row: row[1], default=(0, 0.0))
     best = best_path = None
-    if after:
-        best_step, _ = min(after, key=lambda row: row[1])
+    if best_step > (embedding.step or 0):
         best, best_path = folder.load(name, best_step), folder.copy(name, best_step)
         if best is None and folder.newest_state_step() == last_step:
             return None  # in whose state it is

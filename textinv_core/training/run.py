@@ -38,8 +38,8 @@ class Ended:
     learnt: see `Learnable.snapshot`. losses: one a step, those before it was gone on with included. path: a copy of it,
     in the run's folder or, where that could not be written, elsewhere; None where none could be written anywhere.
     best: what had been learnt when the fixed loss was lowest, and best_path: the copy of it in the run's folder; None
-    where the fixed loss was not taken after a step, or the copy could not be written. verdict: what to think of what
-    was learnt, None where nobody has looked.
+    where that never was lower than before the first step, or the copy could not be written. verdict: what to think of
+    what was learnt, None where nobody has looked.
     """
 
     learnt: Any

@@ -180,8 +180,8 @@ class Training:
         return None if step == self.learnable.step else self.learnable.snapshot(tensors, step)
 
     def best(self) -> Any:
-        """What had been learnt when the fixed loss was lowest after a step; None if it never was taken after one, or if
-        that step has turned out to be no good."""
+        """What had been learnt when the fixed loss was lowest; None if it never was lower than before the first step,
+        or if that step has turned out to be no good."""
         step, tensors = self._best
         is_good = self.learnable.step < step <= self._learnt[0]
         return self.learnable.snapshot(tensors, step) if is_good else None
@@ -265,7 +265,7 @@ class Training:
         loss, start = float(found.double().mean()), self.learnable.step
         when = f"after step {self.step}" if self.step > start else "before the first step"
         self._check_loss(loss, when, self._rates.rate_at(max(self.step - 1, start)))
-        is_best = self.step > start and all(loss < earlier for step, earlier in self.evaluations if step > start)
+        is_best = self.step > start and all(loss < earlier for _, earlier in self.evaluations)
         self.evaluations.append((self.step, loss))
         if is_best:
             self._best = self._learnt

@@ -102,7 +102,7 @@ def verdict(
             wrong.append(f"The fixed loss did not fall: it was {was:.4f} before and is {now:.4f} now.")
     if norm > TOO_LONG:
         wrong.append(
-            f"The longest vector has {norm:.0f} times the norm of a usual word, which swallows the rest of a prompt: "
+            f"The longest vector has {norm:,.0f} times the norm of a usual word, which swallows the rest of a prompt: "
             "set a lower learning rate or fewer steps, or take an earlier copy from the run's folder."
         )
     elif distance >= UNMOVED:
@@ -123,8 +123,9 @@ def verdict(
 
 
 def _moved(before: Embedding, after: Embedding, key: str, word_norm: float) -> Moved:
-    distances = (after.vectors[key] - before.vectors[key]).norm(dim=1)
-    norms = after.vectors[key].norm(dim=1)
+    # In double precision: the squares of what is finite are finite there.
+    distances = (after.vectors[key].double() - before.vectors[key].double()).norm(dim=1)
+    norms = after.vectors[key].double().norm(dim=1)
     return Moved(float(distances.mean()), float(norms.max()), int((distances == 0).sum()), word_norm)
 
 

@@ -23,6 +23,8 @@ from comfy.model_patcher import ModelPatcher  # noqa: E402
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode  # noqa: E402
 from comfy_extras.nodes_freelunch import FreeU, FreeU_V2  # noqa: E402
 from comfy_extras.nodes_model_advanced import ModelComputeDtype, ModelSamplingDiscrete  # noqa: E402
+from comfy_extras.nodes_sag import SelfAttentionGuidance  # noqa: E402
+from comfy_extras.nodes_tomesd import TomePatchModel  # noqa: E402
 from textinv.textinv_core.embedding import Embedding  # noqa: E402
 from textinv.textinv_core.hosts.base import Sampling  # noqa: E402
 from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
@@ -37,6 +39,7 @@ NETWORK = extension.WrappersMP.DIFFUSION_MODEL
 # One weight of the UNet and one of the text encoder, as LoRA files name them.
 IN_UNET = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
 IN_TEXT = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"
+SEEN = "plain", "patched", "bypassed", "FreeU", "tokens merged", "SAG", "eps"
 [world] = map(Path, pack.ARGS)
 
 
@@ -124,6 +127,13 @@ def scaled(model, by):
     return model
 
 
+def mask(column):
+    """White in one place."""
+    found = torch.zeros(32, 32)
+    found[0, column] = 1
+    return found
+
+
 def hosts(model, clip, vae):
     """What trains otherwise than any other here, by name."""
     patched, weaker = with_lora(model, clip, 1.0, 1.0), with_lora(model, clip, 0.5, 1.0)
@@ -154,8 +164,12 @@ def hosts(model, clip, vae):
         "FreeU": ComfyHost(clip, free(FreeU, 1.1, 1.2, 0.9, 0.2), vae),
         "FreeU, stronger": ComfyHost(clip, free(FreeU, 1.1, 1.2, 0.9, 0.3), vae),
         "FreeU 2": ComfyHost(clip, free(FreeU_V2, 1.1, 1.2, 0.9, 0.2), vae),
+        "tokens merged": ComfyHost(clip, free(TomePatchModel, 0.3), vae),
+        "SAG": ComfyHost(clip, free(SelfAttentionGuidance, 0.5, 2.0), vae),
         "doubled": ComfyHost(clip, scaled(model, 2.0), vae),
         "tripled": ComfyHost(clip, scaled(model, 3.0), vae),
+        "masked": ComfyHost(clip, scaled(model, mask(1)), vae),
+        "masked elsewhere": ComfyHost(clip, scaled(model, mask(2)), vae),
         "skip 1": ComfyHost(skipping(clip, -1), model, vae),
         "skip 2": ComfyHost(skipping(clip, -2), model, vae),
         "tokenizer option": ComfyHost(with_option(clip), model, vae),
@@ -175,7 +189,7 @@ def marks():
     latent, same = torch.zeros(4, 8, 8), {}
 
     def look(where):
-        same[where] = {name: different[name].identities() for name in ("plain", "patched", "bypassed", "FreeU", "eps")}
+        same[where] = {name: different[name].identities() for name in SEEN}
         prints[where] = different["patched"].fingerprint()
 
     for name, precision in (("patched", "auto"), ("patched", "bf16"), ("bypassed", "auto"), ("eps", "auto")):
@@ -183,8 +197,10 @@ def marks():
         with host.trainable(latent, 1):  # the patches are on the weights now
             look(f"in training, {name} {precision}")
         look(f"after training, {name} {precision}")
-    different["FreeU"].sample(["hat"], [1], latent.shape, Sampling(2))
-    look("after sampling")
+    for name in ("FreeU", "tokens merged", "SAG"):  # the latter two keep what they find on the way
+        losses(different[name]._model, clip)
+        different[name].sample(["hat"], [1], latent.shape, Sampling(2))
+    look("after training and sampling")
     management.unload_all_models()
     look("unloaded")
     same["sampling otherwise"] = {"plain": ComfyHost(clip, sampled_otherwise(model), vae).identities()}

@@ -81,6 +81,10 @@ class Boolean(ComfyTypeIO):
         force_input: bool | None = None
 
 
+class ControlAfterGenerate(str, Enum):
+    fixed = "fixed"
+
+
 class Int(ComfyTypeIO):
     io_type = "INT"
 
@@ -89,7 +93,7 @@ class Int(ComfyTypeIO):
         min: int | None = None
         max: int | None = None
         step: int | None = None
-        control_after_generate: bool | None = None
+        control_after_generate: bool | ControlAfterGenerate | None = None
         force_input: bool | None = None
 
 
