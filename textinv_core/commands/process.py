@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import os
 import select
 import signal
@@ -10,12 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from ..signals import SIGNALS
 
-# Wrappers and launchers pass on a Ctrl-C to children that have it from the terminal already: what comes within so many
-# seconds was one.
+# Wrappers and launchers pass on a signal to children that have it already, as from the terminal: what comes within so
+# many seconds was one.
 ONE_PRESS = 0.5
 
 
@@ -33,18 +34,23 @@ def status_of(stopped: KeyboardInterrupt) -> int:
     return 128 + (stopped.number if isinstance(stopped, Signalled) else signal.SIGINT)
 
 
-def _end(number: int, _: object) -> NoReturn:
-    raise Signalled(number)
-
-
 def heed_signals() -> None:
     """From now on SIGTERM and SIGHUP raise as Ctrl-C does, unless they are ignored, as under `nohup`.
 
     To be called from the main thread.
     """
+    last = -math.inf
+
+    def end(number: int, _: object) -> None:
+        nonlocal last
+        if time.monotonic() - last <= ONE_PRESS:  # else it would break off what the first one has begun
+            return
+        last = time.monotonic()
+        raise Signalled(number)
+
     for number in SIGNALS:
         if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _end)
+            signal.signal(number, end)
 
 
 @contextmanager
