@@ -101,8 +101,9 @@ def verdict(
         else:
             wrong.append(f"The fixed loss did not fall: it was {was:.4f} before and is {now:.4f} now.")
     if norm > TOO_LONG:
+        times = f"{norm:.0f}" if norm < 1e6 else f"{norm:.0e}"
         wrong.append(
-            f"The longest vector has {norm:,.0f} times the norm of a usual word, which swallows the rest of a prompt: "
+            f"The longest vector has {times} times the norm of a usual word, which swallows the rest of a prompt: "
             "set a lower learning rate or fewer steps, or take an earlier copy from the run's folder."
         )
     elif distance >= UNMOVED:
