@@ -27,8 +27,7 @@ def left(server, name: str) -> dict:
 
 def test_a_server_killed_in_mid_run_loses_nothing(host, server, base, tmp_path):
     """Cancelled, queued again, killed, and queued once more on another server; then done at once."""
-    if not (base / "input" / LOAD["folder"]).exists():
-        shutil.copytree(WORLD / "pictures", base / "input" / LOAD["folder"])
+    shutil.copytree(WORLD / "pictures", base / "input" / LOAD["folder"], dirs_exist_ok=True)
     own = make_base(tmp_path / "comfyui")
     link(base / "custom_nodes" / "toyworld", own / "custom_nodes" / "toyworld")
     shutil.copytree(WORLD / "pictures", own / "input" / LOAD["folder"])

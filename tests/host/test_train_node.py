@@ -24,7 +24,7 @@ LOAD = {"folder": "my_figure", "recursive": False, "captions": "none", "filename
 @pytest.fixture(scope="module")
 def pictures(base) -> Path:
     folder = base / "input" / "my_figure"
-    shutil.copytree(WORLD / "pictures", folder)
+    shutil.copytree(WORLD / "pictures", folder, dirs_exist_ok=True)  # other modules have them too
     return folder
 
 
