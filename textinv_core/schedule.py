@@ -20,7 +20,7 @@ def _read_item(item: str) -> tuple[float, float]:
             "such as 0.005:100."
         ) from None
     if not 0 <= rate <= MOST:
-        raise UserError(f"The learning rate {item!r} cannot be used: it has to be a number from 0 to {MOST:g}.")
+        raise UserError(f"The learning rate {item!r} is no finite number of 0 or more; {MOST:g} is the most.")
     if step < 1 and step != -1:
         raise UserError(f"The learning rate {item!r} ends at step {step}. Use a step of 1 or more, or -1 for the end.")
     return rate, math.inf if step == -1 else step
