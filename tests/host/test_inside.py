@@ -11,7 +11,7 @@ def test_stubs_are_like_the_host(inside):
     assert inside("stub_drift.py") == []
 
 
-@pytest.mark.parametrize("checkpoint", ["sd15", "sd2v"])
+@pytest.mark.parametrize("checkpoint", ["sd15", pytest.param("sd2v", marks=pytest.mark.long)])
 def test_training_inside(inside, checkpoints, checkpoint):
     found = inside("training.py", checkpoints / f"{checkpoint}.safetensors", 16)
     failed = [what for what, value in found.items() if value is False]
