@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .folder import LossRow, RunFolder
@@ -58,30 +60,22 @@ class Record:
         if self._folder is None or state is None:
             return
         self.write_losses()  # those that there was no room for before
-        try:
+        with self._complaining():
             self._folder.save_state(state)
-        except OSError as error:
-            self._complain(error)
-        else:
             self._state_step = training.step
         self._state_time = time.monotonic()
         self._state_cost = self._state_time - started
 
     def write_losses(self) -> None:
         if self._folder is not None and self._unwritten:
-            try:
+            with self._complaining():
                 self._folder.append_losses(self._unwritten)
-            except OSError as error:
-                self._complain(error)
-            else:
                 self._unwritten = []
 
     def write_fixed_losses(self) -> None:
         if self._folder is not None:
-            try:
+            with self._complaining():
                 self._folder.write_fixed_losses(self._training.evaluations)
-            except OSError as error:
-                self._complain(error)
 
     def save_best(self) -> Path | None:
         """Keep what had been learnt by the best step in the folder; None where that cannot be, or is nothing."""
@@ -106,11 +100,8 @@ class Record:
             path = self._folder.rescue(learnt)
             self._saved = (learnt.step, path) if path else self._saved
         if self._folder is not None and self._unwritten:
-            try:
+            with self._complaining():
                 self._folder.cut_losses(self._unwritten[0].step - 1)
-            except OSError as error:
-                self._complain(error)
-            else:
                 self.write_losses()
         return path
 
@@ -118,10 +109,8 @@ class Record:
         """Take back copies of what has turned out to be no good."""
         learnt = self._training.learnt()
         if self._folder is not None:
-            try:
+            with self._complaining():
                 self._folder.withdraw(self._training.learnable.step if learnt is None else learnt.step)
-            except OSError as error:
-                self._complain(error)
 
     def save(self) -> Path | None:
         """Keep what was learnt so far in the folder; None where that cannot be, or is nothing."""
@@ -140,10 +129,8 @@ class Record:
         """Leave only as many copies as are to be kept, and the best."""
         settings, best = self._training.settings, self._training.best()
         if self._folder is not None and settings.keep:
-            try:
+            with self._complaining():
                 self._folder.prune(settings.save_every, settings.keep, [best.step] if best else [])
-            except OSError as error:
-                self._complain(error)
 
     def kept(self) -> str:
         """What has become of all that was learnt, in a sentence."""
@@ -157,6 +144,14 @@ class Record:
     def _newest(self) -> str:
         newest = self._folder and self._folder.newest()
         return f"the newest copy is {newest}" if newest else "there is no copy"
+
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """What cannot be written in the block is left, and said once."""
+        try:
+            yield
+        except OSError as error:
+            self._complain(error)
 
     def _complain(self, error: OSError) -> None:
         if not self._has_complained:
