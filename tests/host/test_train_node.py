@@ -181,8 +181,8 @@ def test_previews_are_what_ksampler_makes_of_the_copies_and_cost_nothing(server,
     for given, path in zip(shown(outputs), kept, strict=True):
         assert np.array_equal(given, pixels(path))
     # The same learnt without previews.
-    server.run(graph("plain", save_every=2, preview_steps=0))
-    plain = load_embedding(run_folder(server, "plain") / "embeddings" / "plain-4.safetensors")
+    server.run(graph("unseen", save_every=2, preview_steps=0))
+    plain = load_embedding(run_folder(server, "unseen") / "embeddings" / "unseen-4.safetensors")
     assert torch.equal(plain.vectors["clip_l"], load_embedding(embeddings / "shown-4.safetensors").vectors["clip_l"])
     # All of them come out of a run that is gone on with, also those from before.
     more = server.run(graph("shown", save_every=2, **PREVIEW) | {"train": with_steps(told["train"], 6)})
