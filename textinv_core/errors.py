@@ -15,6 +15,10 @@ class UserError(ValueError):
     """
 
 
+class TrainingError(UserError):
+    """A training cannot go on, or not start."""
+
+
 class SettingError(UserError):
     """What a setting mends. The message calls it as the core does, which is what a node's input is called too; where
     it is a flag, or a key in a file, `sentence` says the same with that.

@@ -11,8 +11,7 @@ pytest.importorskip("cyclopts")
 
 from textinv_core.commands.output import PATIENCE, Report, failing, logging_to_stderr, sentence, without_comma
 from textinv_core.commands.process import Signalled
-from textinv_core.errors import UserError
-from textinv_core.training.training import TrainingError
+from textinv_core.errors import TrainingError, UserError
 
 
 def status(error, report=None, code=1):

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from tests.fakes import FakeModel, fake_embedding, fake_example, run_training, train
+from textinv_core.errors import TrainingError
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.learnable import LearnableEmbedding
 from textinv_core.training.parallel import Processes, end, join
 from textinv_core.training.settings import TrainSettings
-from textinv_core.training.training import Training, TrainingError
+from textinv_core.training.training import Training
 
 LINES = ("a [name] of [name]", "[filewords] and [name]", "[filewords]")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.fakes import FakeModel, Interrupted, fake_embedding, fake_example, fake_examples, same
-from textinv_core.errors import UserError
+from textinv_core.errors import TrainingError, UserError
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training import evaluation
 from textinv_core.training.evaluation import (
@@ -24,7 +24,7 @@ from textinv_core.training.evaluation import (
 from textinv_core.training.learnable import LearnableEmbedding
 from textinv_core.training.objective import prediction_losses
 from textinv_core.training.settings import TrainSettings
-from textinv_core.training.training import Training, TrainingError, check
+from textinv_core.training.training import Training, check
 
 SHUFFLED = ShuffleConfig("all", "occurrence", progressive_words=True, unlock_every=4)
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from textinv_core.devices import in_words
-from textinv_core.errors import UserError
+from textinv_core.errors import TrainingError, UserError
 from textinv_core.files import write_atomically
 from textinv_core.training import jobs as module
 from textinv_core.training.jobs import Job, Outcome, is_done, run_jobs
-from textinv_core.training.training import TrainingError
 
 ROOT = Path(__file__).parents[2]
 SIX = [Job(f"cat-{n}", {"seed": n, "learning_rate": "0.005:100, 1e-3"}) for n in range(6)]

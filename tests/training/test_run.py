@@ -22,6 +22,7 @@ from tests.fakes import (
     train,
 )
 from textinv_core import load_embedding
+from textinv_core.errors import TrainingError
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.signals import SIGNALS
 from textinv_core.training import folder as folder_module
@@ -32,7 +33,7 @@ from textinv_core.training.learnable import LearnableEmbedding
 from textinv_core.training.run import Ended, Saved, duration, run
 from textinv_core.training.settings import TrainSettings
 from textinv_core.training.state import write_state
-from textinv_core.training.training import Step, Training, TrainingError
+from textinv_core.training.training import Step, Training
 
 CSV = "textual_inversion_loss.csv"
 

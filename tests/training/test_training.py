@@ -19,13 +19,14 @@ from tests.fakes import (
     train,
 )
 from textinv_core.embedding import Embedding
+from textinv_core.errors import TrainingError
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.chance import STREAMS, chance
 from textinv_core.training.examples import Example
 from textinv_core.training.learnable import Learnable, LearnableEmbedding
 from textinv_core.training.objective import prediction_losses
 from textinv_core.training.settings import TrainSettings
-from textinv_core.training.training import Training, TrainingError
+from textinv_core.training.training import Training
 
 LINES = ("a embedding:cat of [name]", "[name]", "look at [name] there", "[filewords] and [name]", "[name], [filewords]")
 

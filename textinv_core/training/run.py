@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import TrainingError
 from ..signals import SIGNALS
 from .evaluation import Evaluated
 from .folder import RunFolder
 from .record import Record
-from .training import Step, Training, TrainingError
+from .training import Step, Training
 from .verdict import Verdict
 
 log = logging.getLogger("textinv")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..devices import is_out_of_memory, upload
-from ..errors import UserError
+from ..devices import upload
+from ..errors import TrainingError, UserError
 from ..hosts.base import TrainableModel
 from ..schedule import LearningRateSchedule
 from .chance import chance
@@ -23,6 +23,7 @@ from .examples import Example, batches_per_epoch, epoch
 from .learnable import Address, Batch, Learnable
 from .objective import draw_noise, prediction_losses
 from .parallel import ALONE, Processes
+from .room import Room
 from .settings import TrainSettings
 
 log = logging.getLogger("textinv")
@@ -30,10 +31,6 @@ log = logging.getLogger("textinv")
 ZERO_GRADIENT_STEPS = 20
 # Latents of up to so many bytes in all stay on the model's device; more are sent there batch by batch.
 RESIDENT_LATENTS = 256 * 2**20
-
-
-class TrainingError(UserError):
-    """The training cannot go on, or not start; the message says why and what to try."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class Training:
             )
         self.learnable, self.settings = learnable, settings
         self.step, self.last_step = learnable.step, self._rates.last_step
-        self._model, self._processes = model, processes
+        self._room, self._processes = Room(model, settings), processes
         self._order: tuple[int, list[list[int]]] = -1, []
         with torch.inference_mode(False):
             self._tensors = {
@@ -138,9 +135,6 @@ class Training:
         self._scaler = torch.amp.GradScaler("cpu", enabled=model.dtype == torch.float16)
         self._scaler.scale(torch.zeros(()))  # makes its scale, here and not on the model's device
         self._without_gradient = 0
-        self._is_checkpointing, self._at_once = False, settings.batch_size
-        if settings.gradient_checkpointing == "on":
-            self._checkpoint()
         self._learnt = self._good = self._best = self.step, self._copy()
         self.evaluations: list[tuple[int, float]] = []
         self._is_whole, self._is_finishing, self._asked = True, False, Event()
@@ -160,19 +154,17 @@ class Training:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self._model.device
+        return self.model.device
 
     @property
     def model(self) -> TrainableModel:
         """What is trained on. Another one, of the same host, may take its place between steps: a `TrainableModel` is no
         good once its `Host.trainable` has been left."""
-        return self._model
+        return self._room.model
 
     @model.setter
     def model(self, model: TrainableModel) -> None:
-        self._model = model
-        if self._is_checkpointing:
-            model.checkpoint_activations()
+        self._room.model = model
 
     def learnt(self) -> Any:
         """What has been learnt by the last step that is done and good; None if that is nothing."""
@@ -253,7 +245,7 @@ class Training:
         """
         settings, processes = self.settings, self._processes
         if not self._probes:
-            timesteps = len(self._model.noise_schedule)
+            timesteps = len(self.model.noise_schedule)
             self._probes = probes(self.learnable, self._examples, self._held_out, settings, timesteps)
         rounds = -(-len(self._probes) // processes.count)
         with torch.no_grad():
@@ -296,8 +288,7 @@ class Training:
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "without_gradient": self._without_gradient,
-            "checkpointing": self._is_checkpointing,
-            "at_once": self._at_once,
+            **self._room.state(),
         }
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
@@ -312,10 +303,7 @@ class Training:
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._scaler.load_state_dict(state["scaler"])
         self._without_gradient = state["without_gradient"]
-        # What ran out of memory before would again.
-        self._at_once = state["at_once"]
-        if state["checkpointing"] and self._may_checkpoint:
-            self._checkpoint()
+        self._room.go_on(state)
 
     def _copy(self) -> dict[Address, Tensor]:
         # An interrupt can come in the midst of an update, when the tensors are those of no step.
@@ -338,69 +326,13 @@ class Training:
     def _loss_and_gradients(self, batch: Batch) -> Tensor:
         """A batch's share of the step's loss, and its gradients, scaled for half precision: float32 [1 + all], on the
         model's device."""
-        self._model.check_interrupted()
-        return reduce(torch.add, self._part_by_part(batch.examples, partial(self._computed, batch)))
-
-    def _part_by_part(self, examples: Sequence[Example], compute: Callable[[slice], Tensor]) -> list[Tensor]:
-        """What `compute` gives for the parts of a batch, each as large as memory has room for.
-
-        Where it runs out, from then on less is kept for the backward pass; then the parts are halved. Raises
-        TrainingError where one picture is too much.
-        """
-        while True:
-            size = min(self._at_once, len(examples))
-            try:
-                return [compute(slice(at, at + size)) for at in range(0, len(examples), size)]
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error)
-            # Behind the handler and in another call, because the error and its frames hold all that fills the memory.
-            self._make_room(examples, reason)
-
-    def _make_room(self, examples: Sequence[Example], reason: str) -> None:
-        at_once = min(self._at_once, len(examples))
-        if self._may_checkpoint and torch.is_grad_enabled():
-            self._checkpoint()
-            log.warning(
-                "textinv: memory has run out. The training goes on with gradient_checkpointing, which needs less of it "
-                "and about half as much time again."
-            )
-        elif at_once > 1:
-            self._at_once = (at_once + 1) // 2
-            log.warning(
-                f"textinv: memory has run out. The training goes on with {_pictures(self._at_once)} at a time in place "
-                f"of {at_once}; a step still learns from the same pictures."
-            )
-        else:
-            raise TrainingError(self._no_room(examples[0], reason))
-
-    def _no_room(self, example: Example, reason: str) -> str:
-        """What to tell the person; reason: torch's own words."""
-        width, height = example.size
-        kind = str(self._model.dtype).removeprefix("torch.")
-        figures = ". ".join(reason.splitlines()[0].split(". ")[:3])  # of CUDA's dozen sentences
-        checkpointing = "" if self._is_checkpointing else "gradient_checkpointing auto, "
-        return (
-            f"There is not enough memory to train on one picture of {width}x{height} pixels at a time "
-            f"({kind} on {self._model.device}, gradient_checkpointing {'on' if self._is_checkpointing else 'off'}, "
-            f"batch_size {self.settings.batch_size}): {figures.removesuffix('.')}. Smaller pictures take less (width "
-            f"and height), and so do {checkpointing}a model in half precision (precision bf16), and other programs "
-            "when they are closed."
-        )
-
-    @property
-    def _may_checkpoint(self) -> bool:
-        return self.settings.gradient_checkpointing == "auto" and not self._is_checkpointing
-
-    def _checkpoint(self) -> None:
-        self._is_checkpointing = True
-        self._model.checkpoint_activations()
+        self.model.check_interrupted()
+        return reduce(torch.add, self._room.part_by_part(batch.examples, partial(self._computed, batch)))
 
     def _computed(self, batch: Batch, places: slice) -> Tensor:
         """As `_loss_and_gradients`, of some of the batch's pictures: their share of it."""
         tensors = {
-            address: upload(tensor, self._model.device).detach().requires_grad_()
+            address: upload(tensor, self.model.device).detach().requires_grad_()
             for address, tensor in self._tensors.items()
         }
         parts = len(batch.examples) / len(batch.examples[places])
@@ -413,7 +345,7 @@ class Training:
         # Of the whole batch, so that a picture has its noise whatever it is computed together with.
         gaussian, t = draw_noise(
             (len(batch.examples), *batch.examples[0].latent.shape),
-            len(self._model.noise_schedule),
+            len(self.model.noise_schedule),
             chance(settings.seed, "noise", batch.number),
             settings.min_timestep,
             settings.max_timestep,
@@ -423,8 +355,8 @@ class Training:
 
     def _probed(self, batch: Sequence[Probe]) -> Tensor:
         """The losses of some probes, float32 [B] on the model's device."""
-        self._model.check_interrupted()
-        settings, device = self.settings, self._model.device
+        self.model.check_interrupted()
+        settings, device = self.settings, self.model.device
         tensors = {address: upload(tensor, device) for address, tensor in self._tensors.items()}
         examples, prompts = [probe.example for probe in batch], [probe.prompt for probe in batch]
         gaussian = torch.stack([noise(probe, settings.seed) for probe in batch])
@@ -435,12 +367,12 @@ class Training:
         def compute(places: slice) -> Tensor:
             return self._losses(learnable, asked.part(places), tensors, gaussian[places], t[places])
 
-        return torch.cat(self._part_by_part(examples, compute))
+        return torch.cat(self._room.part_by_part(examples, compute))
 
     def _losses(
         self, learnable: Learnable, batch: Batch, tensors: Mapping[Address, Tensor], gaussian: Tensor, t: Tensor
     ) -> Tensor:
-        model = self._model
+        model = self.model
         batch = replace(batch, examples=[_on(model.device, example) for example in batch.examples])
         latents = torch.stack([example.latent for example in batch.examples])
         conditions = learnable.conditions(model, tensors, batch)
@@ -498,10 +430,6 @@ class Training:
                 "model's prediction does not depend on it. Try precision fp32 and ComfyUI without attention or "
                 "speed-up options, and check that the CLIP belongs to the model."
             )
-
-
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
 
 
 def _on(device: torch.device, example: Example) -> Example:
