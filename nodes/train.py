@@ -23,7 +23,8 @@ from ..textinv_core.prompts import TEMPLATES, template_lines
 from ..textinv_core.schedule import training_rates
 from ..textinv_core.training.learn import Encoded, Started, learn
 from ..textinv_core.training.preview import RANGES as PREVIEW_RANGES
-from ..textinv_core.training.preview import Preview, Previewed, all_of
+from ..textinv_core.training.preview import Preview
+from ..textinv_core.training.previews import Previewed, all_of
 from ..textinv_core.training.run import Ended
 from ..textinv_core.training.settings import (
     EARLY_STOP,

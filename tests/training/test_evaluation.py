@@ -13,6 +13,7 @@ from textinv_core.training.evaluation import (
     PROBES,
     WINDOW,
     Evaluated,
+    can_end_early,
     has_learnt_enough,
     is_at_rest,
     is_out_of_patience,
@@ -371,3 +372,21 @@ def test_early_stop_is_one_of_these(monkeypatch):
 def test_early_stop_without_evaluations_is_refused():
     with pytest.raises(UserError, match="early_stop cannot be 'dvar' with evaluate_every 0"):
         settings(early_stop="dvar", evaluate_every=0)
+
+
+@pytest.mark.parametrize("early_stop", ["patience", "dvar"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_what_can_be_ended_early_is_told_from_what_cannot(early_stop, every):
+    told = settings(early_stop=early_stop, evaluate_every=every)
+    at_rest = [9.0, *[0.5] * 40]
+    for steps in range(1, 40):
+        before_the_end = at_rest[: 1 + (steps - 1) // every]
+        ended = any(has_learnt_enough(before_the_end[:n], told) for n in range(1, len(before_the_end) + 1))
+        assert can_end_early(told, steps) == ended
+
+
+def test_early_stop_that_cannot_end_it_is_said(caplog):
+    training(told=settings(6, early_stop="patience", evaluate_every=1))
+    assert not caplog.text
+    training(told=settings(6, early_stop="patience"))
+    assert "early_stop patience will not end this training: in 6 steps" in caplog.text

@@ -20,9 +20,11 @@ from textinv_core.hosts.base import Sampling
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.evaluation import Evaluated, split
 from textinv_core.training.examples import encoded_examples
+from textinv_core.training.folder import RunFolder
 from textinv_core.training.learn import Encoded, Started, learn
 from textinv_core.training.parallel import Processes
-from textinv_core.training.preview import Preview, Previewed
+from textinv_core.training.preview import Preview
+from textinv_core.training.previews import Previewed
 from textinv_core.training.run import Ended, Saved
 from textinv_core.training.settings import TrainSettings
 from textinv_core.training.training import Step, Training
@@ -373,6 +375,20 @@ def test_a_preview_on_the_way_that_fails_costs_nothing_else(tmp_path, caplog):
     *_, ended = events(tmp_path, host, told=settings(5), preview=Preview(2))
     assert ended.learnt.step == 5 and caplog.text.count("what was learnt is kept") == 3
     assert "the preview of step 2 failed" in caplog.text
+
+
+def test_previews_that_cannot_be_kept_are_shown_and_that_is_said_once(tmp_path, caplog, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "save_preview", full)
+    told = events(tmp_path, told=settings(5), preview=Preview(2))
+    assert [(event.step, event.path) for event in told if isinstance(event, Previewed)] == [
+        (2, None),
+        (4, None),
+        (5, None),
+    ]
+    assert caplog.text.count("No space left") == 1 and "not all of the preview of step 2 could be kept" in caplog.text
 
 
 @pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt])

@@ -36,7 +36,7 @@ def showing(report: Report, name: str, steps: int) -> "Iterator[Callable[[Event]
     """A progress bar with loss, rate and time left, and JSON for each event, for a function that is given them all."""
     from ..training.evaluation import Evaluated
     from ..training.learn import Encoded, Started
-    from ..training.preview import Previewed
+    from ..training.previews import Previewed
     from ..training.run import Saved
     from ..training.training import Step
 

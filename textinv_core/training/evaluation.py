@@ -129,3 +129,10 @@ def has_learnt_enough(losses: Sequence[float], settings: TrainSettings) -> bool:
     if settings.early_stop == "patience":
         return is_out_of_patience(losses, settings.patience)
     return settings.early_stop == "dvar" and is_at_rest(losses)
+
+
+def can_end_early(settings: TrainSettings, steps: int) -> bool:
+    """Whether a training of so many steps takes its fixed loss often enough for `settings.early_stop` to end it."""
+    every = steps_between(settings, steps)
+    needed = settings.patience + 2 if settings.early_stop == "patience" else WINDOW + 1
+    return every > 0 and 1 + (steps - 1) // every >= needed

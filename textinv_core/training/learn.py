@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from .folder import RunFolder
 from .identity import facts, identity
 from .learnable import LearnableEmbedding
 from .parallel import ALONE, Processes
-from .preview import Preview, Previewed, check_preview, generate, is_alike
+from .preview import Preview, check_preview, is_alike
+from .previews import Previewed, Previews
 from .resume import found
 from .run import Ended, Saved, run
 from .settings import UNDECIDING, TrainSettings
@@ -80,7 +80,7 @@ def learn(
     where that may end before it does: until then the model is set to be trained on.
 
     preview: what to generate on the way and at the end, while the host has its model back; nothing that is learnt
-    depends on it. texts: go into its files, by name; see `generate`.
+    depends on it. texts: go into its files, by name; see `Previews`.
 
     Whatever keeps the training from starting is raised before any work is done. Raises UserError for what the person
     can mend, and what `Training.advance` and the host raise. A preview that fails, and one at the end that is
@@ -98,6 +98,10 @@ def learn(
     examples = [Example(torch.empty(0), picture.caption) for picture in pictures]
     last_step = check(learnable, examples, settings, processes).last_step
 
+    def previews_of(first: Example, preview: Preview, folder: RunFolder) -> Previews:
+        prompt = learnable.prompt(preview.prompt or settings.template[0], first)
+        return Previews(preview, host, prompt, first.latent.shape, folder, texts)
+
     with ExitStack() as stack:
         folder, past, shows_it = None, None, False
         if processes.rank == 0:
@@ -114,15 +118,14 @@ def learn(
             yield Started(folder, learnt_from, learnable.embedding, past.learnt.step, _nothing)
             if preview and folder and not (shows_it and past.learnt.step in folder.previews()):
                 [first] = encoding(host, pictures[:1])
-                yield from _at_the_end(host, _taking(preview, host, learnable, settings, first, folder, texts), past)
+                yield from previews_of(first, preview, folder).at_the_end(past.learnt)
             yield past
             return
         examples = []
         for example in encoding(host, pictures):
             examples.append(example)
             yield Encoded(len(examples), len(pictures))
-        take = preview and folder and _taking(preview, host, learnable, settings, examples[0], folder, texts)
-        every, shown = preview.every if preview and take else 0, set()
+        previews = preview and folder and previews_of(examples[0], preview, folder)
         largest = max((example.latent for example in examples), key=torch.numel)
         ended = None
         with ExitStack() as loaded:
@@ -130,35 +133,32 @@ def learn(
             def load() -> TrainableModel:
                 return loaded.enter_context(host.trainable(largest, settings.batch_size))
 
-            def taken(training: Training, learnt: Embedding) -> Iterator[Previewed]:
+            def on_the_way(previews: Previews, training: Training, learnt: Embedding) -> Iterator[Previewed]:
                 """A preview, for whose time the host has its model back."""
-                assert take
                 loaded.close()
-                if made := take(learnt):
-                    shown.add(made.step)
-                    yield made
+                yield from previews.generate(learnt)
                 training.model = load()
 
             training = Training(load(), examples, learnable, settings, processes, past)
             yield Started(folder, learnt_from, learnable.embedding, training.step, training.finish)
             learnt = None if training.is_over else training.learnt()
-            if every and learnt and learnt.step % every == 0 and folder and learnt.step not in folder.previews():
-                yield from taken(training, learnt)  # in whose time the run was stopped
+            if previews and learnt and previews.is_due(learnt.step) and folder and learnt.step not in folder.previews():
+                yield from on_the_way(previews, training, learnt)  # in whose time the run was stopped
             with closing(run(training, folder)) as events:
                 for event in events:
                     if isinstance(event, Ended):
                         ended = event
                     else:
                         yield event
-                    if every and isinstance(event, Step) and event.step % every == 0 and not training.is_over:
-                        yield from taken(training, event.learnt)
+                    if previews and isinstance(event, Step) and previews.is_due(event.step) and not training.is_over:
+                        yield from on_the_way(previews, training, event.learnt)
         assert ended is not None
         evaluations = training.evaluations
         del training  # what it holds of the device's memory is for the preview now
         if folder is not None:
             ended = replace(ended, verdict=judged(host, learnable.embedding, ended.learnt, ended.path, evaluations))
-        if take and ended.learnt and ended.learnt.step not in shown:  # as it is where it is ended early
-            yield from _at_the_end(host, take, ended)
+        if previews and ended.learnt:
+            yield from previews.at_the_end(ended.learnt)
         if folder is not None:
             _note_end(folder, ended)
         yield ended
@@ -212,33 +212,3 @@ def _note_end(folder: RunFolder, ended: Ended) -> None:
         folder.note(**facts)
     except OSError as error:
         log.warning(f"textinv: it cannot be noted in the run's folder that it has ended: {error}")
-
-
-Take = Callable[[Embedding], Previewed | None]
-
-
-def _taking(
-    preview: Preview,
-    host: Host,
-    learnable: LearnableEmbedding,
-    settings: TrainSettings,
-    first: Example,
-    folder: RunFolder,
-    texts: Mapping[str, str] | None,
-) -> Take:
-    """What generates the previews of a run; first: its first picture."""
-    prompt = learnable.prompt(preview.prompt or settings.template[0], first)
-    return partial(generate, preview, host, prompt, first.latent.shape, folder, texts)
-
-
-def _at_the_end(host: Host, take: Take, ended: Ended) -> Iterator[Previewed]:
-    """The last preview. All else is done: to interrupt it costs only that."""
-    made = None
-    try:
-        made = take(ended.learnt)
-    except (KeyboardInterrupt, *host.interrupts) as stopped:
-        if isinstance(stopped, KeyboardInterrupt) and type(stopped) is not KeyboardInterrupt:
-            raise  # no Ctrl-C, but what ends the process
-        log.warning("textinv: the preview was cancelled; what was learnt is kept.")
-    if made:
-        yield made

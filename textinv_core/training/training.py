@@ -18,7 +18,7 @@ from ..errors import TrainingError, UserError
 from ..hosts.base import TrainableModel
 from ..schedule import LearningRateSchedule
 from .chance import chance
-from .evaluation import Evaluated, Probe, has_learnt_enough, noise, probes, split, steps_between
+from .evaluation import Evaluated, Probe, can_end_early, has_learnt_enough, noise, probes, split, steps_between
 from .examples import Example, batches_per_epoch, epoch
 from .learnable import Address, Batch, Learnable
 from .objective import draw_noise, prediction_losses
@@ -113,6 +113,12 @@ class Training:
             )
         self.learnable, self.settings = learnable, settings
         self.step, self.last_step = learnable.step, self._rates.last_step
+        steps = self.last_step - self.step
+        if settings.early_stop != "off" and not can_end_early(settings, steps) and processes.rank == 0:
+            log.warning(
+                f"textinv: early_stop {settings.early_stop} will not end this training: in {steps} steps the fixed "
+                "loss is taken too seldom to tell. Let it be taken more often (evaluate_every), or train longer."
+            )
         self._room, self._processes = Room(model, settings), processes
         self._order: tuple[int, list[list[int]]] = -1, []
         with torch.inference_mode(False):
