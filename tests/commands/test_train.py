@@ -17,6 +17,7 @@ from textinv_core import Embedding, load_embedding, save_embedding
 from textinv_core.commands import inputs
 from textinv_core.commands.inputs import load_model
 from textinv_core.commands.process import ONE_PRESS
+from textinv_core.commands.trained import TRY_AGAIN
 from textinv_core.hosts import diffusers as host
 from textinv_core.hosts.base import Sampling
 from textinv_core.images import load_image, save_picture
@@ -371,7 +372,6 @@ def full(*_):
 
 
 def test_what_can_be_written_nowhere_is_held_until_it_can_be(textinv, world, tmp_path, monkeypatch):
-    command = sys.modules["textinv_core.commands.train"]  # the package has the function under that name
     waits = []
 
     def full_for_two_waits(*arguments):
@@ -379,9 +379,9 @@ def test_what_can_be_written_nowhere_is_held_until_it_can_be(textinv, world, tmp
 
     monkeypatch.setattr("textinv_core.formats.save_embedding", full_for_two_waits)
     monkeypatch.setattr("textinv_core.training.folder.save_embedding", full)
-    monkeypatch.setattr(command.time, "sleep", waits.append)
+    monkeypatch.setattr("textinv_core.commands.trained.time.sleep", waits.append)
     done = textinv("train", *world.flags, "--name", "cat", "--steps", 1, "--output", tmp_path)
-    assert done.code == 0 and waits == [command.TRY_AGAIN] * 2
+    assert done.code == 0 and waits == [TRY_AGAIN] * 2
     assert done.out.count("can be written nowhere") == 1
     assert load_embedding(tmp_path / "cat.safetensors").step == 1
 

@@ -82,7 +82,7 @@ def run(world: Path, out: Path, report: Report, settings: TrainSettings = SETTIN
     """Train on `world` and leave the files in `out`.
 
     world: a folder with toyworld.safetensors, its configurations, and pictures/ with eight pictures of one character.
-    Returns where things are: `embedding`, `loss` and `picture`. Raises as `train.train_one`.
+    Returns where things are: `embedding`, `loss` and `picture`. Raises as `one_training.train_one`.
     """
     import torch
 
@@ -91,7 +91,7 @@ def run(world: Path, out: Path, report: Report, settings: TrainSettings = SETTIN
     from ..images import save_picture
     from .charts import Column, comparison, loss_plot
     from .inputs import load_model, load_pictures, starting_embedding
-    from .train import train_one
+    from .one_training import train_one
 
     plan = Plan(
         model=world / "toyworld.safetensors",
