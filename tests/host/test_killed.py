@@ -70,6 +70,10 @@ def copy(server, name: str, step: int) -> Path:
     return path
 
 
+def test_five_moments_on_the_host(inside):
+    assert check(inside("killed.py", WORLD, 10, 1, 5, timeout=600)) >= 3
+
+
 @pytest.mark.long
 def test_two_hundred_moments_on_the_host(inside):
     """Of runs killed in one process of the host's, as a server for each would take hours."""

@@ -347,7 +347,7 @@ def test_previews_on_the_way_change_nothing_that_is_learnt(tmp_path, more):
     assert same(with_previews[-1].learnt, without[-1].learnt) and with_previews[-1].losses == without[-1].losses
     assert torch.equal(torch.get_rng_state(), before)
     kinds = [type(event) for event in with_previews]
-    assert kinds == [Started, Step, Step, Previewed, Saved, Step, Step, Previewed, Saved, Step, Previewed, Ended]
+    assert kinds == [Started, Step, Step, Saved, Previewed, Step, Step, Saved, Previewed, Step, Previewed, Ended]
     assert [event.step for event in with_previews if isinstance(event, Previewed)] == [2, 4, 5]
     # Each with what was learnt by its step, and while the host had its model back.
     sampled = [place for place, what in enumerate(host.did) if what.startswith("sample")]
@@ -432,6 +432,40 @@ def test_previews_of_steps_done_before_are_not_made_again(tmp_path):
         assert [event.step for event in again if isinstance(event, Previewed)] == made
         assert "load" not in host.did and isinstance(again[-1], Ended)
     assert sorted(again[0].folder.previews()) == [2, 4, 6, 7]
+
+
+def test_a_preview_on_the_way_costs_no_work_if_it_is_killed(tmp_path):
+    """All of its step is kept before, the exact state too."""
+    kept = []
+
+    class Looking(FakeHost):
+        def sample(self, *arguments):
+            [folder] = RunFolder.all(tmp_path, "cat")
+            kept.append((folder.newest_state_step(), [step for step, _ in folder.fixed_losses()]))
+            return super().sample(*arguments)
+
+    events(tmp_path, Looking(), told=settings(5, evaluate_every=2), preview=Preview(2))
+    assert kept == [(2, [0, 2]), (4, [0, 2, 4]), (5, [0, 2, 4, 5])]
+
+
+@pytest.mark.parametrize("error", [Interrupted(), RuntimeError("of itself")])
+def test_another_preview_of_a_run_that_has_ended_is_only_told_of_once_it_is_there(tmp_path, caplog, error):
+    """Else the picture from before would pass for it."""
+    folder = events(tmp_path, told=settings(3), preview=Preview(steps=4))[0].folder
+    before, other = folder.previews()[3].read_bytes(), Preview(steps=9, negative="no [name]")
+    first, *_ = events(tmp_path, FakeHost(sampling=error), told=settings(3), preview=other)
+    assert first.folder == folder and folder.previews()[3].read_bytes() == before
+    assert folder.settings()["preview"]["steps"] == 4 and "before" not in folder.settings()
+    assert "The picture of step 3 is one from before" in caplog.text
+    host = FakeHost()
+    made = events(tmp_path, host, told=settings(3), preview=other)
+    assert [event.step for event in made if isinstance(event, Previewed)] == [3] and "9 steps" in host.did[-1]
+    assert b"no embedding:cat" in folder.previews()[3].read_bytes()
+    told = folder.settings()
+    assert told["preview"]["steps"] == 9 and told["ended"] == {"step": 3}
+    [was] = told["before"]
+    assert was["until_step"] == 3 and was["preview"]["steps"] == 4
+    assert not any(isinstance(event, Previewed) for event in events(tmp_path, told=settings(3), preview=other))
 
 
 def test_frames_of_a_video_are_previewed(tmp_path):

@@ -316,7 +316,7 @@ def test_a_run_that_has_learnt_enough_gives_its_result_at_once(tmp_path, caplog)
     *_, again = train(tmp_path, told, host)
     assert host.did == [] and same(again.learnt, first.learnt) and again.path == first.path
     assert first.best.step < first.learnt.step and same(again.best, first.best) and again.best_path == first.best_path
-    assert "It ended there by early_stop patience" in caplog.text
+    assert "By early_stop patience it had learnt enough there; off goes on" in caplog.text
     # With more patience, or none of it, there is more to learn.
     more = train(tmp_path, settings(first.learnt.step + 1, evaluate_every=2, learning_rate="0.05"))
     assert steps(more) == [first.learnt.step + 1]

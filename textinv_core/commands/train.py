@@ -87,8 +87,9 @@ def train(
     to the bit on a CPU, and has nothing to do where it has ended. --resume fresh begins anew.
 
     Ctrl-C finishes after the step in progress: the embedding is written as at the end, and the same command goes on
-    with the steps that are left. Once more, it stops at once, as SIGTERM and SIGHUP do, with which systems end what
-    they run; what was learnt is kept then too. A list of jobs ends with the one that Ctrl-C has finished.
+    with the steps that are left. Once more, half a second later or more, it stops at once, as SIGTERM and SIGHUP do,
+    with which systems end what they run; what was learnt is kept then too. A list of jobs ends with the one that Ctrl-C
+    has finished.
 
     One training on several GPUs or processes, which share the pictures of each step:
 

@@ -22,7 +22,7 @@ from .parallel import ALONE, Processes
 from .preview import Preview, check_preview, is_alike
 from .previews import Previewed, Previews
 from .resume import found
-from .run import Ended, Saved, run
+from .run import Ended, Paused, Saved, run
 from .settings import UNDECIDING, TrainSettings
 from .training import Step, Training, check
 from .verdict import judged
@@ -100,6 +100,7 @@ def learn(
 
     def previews_of(first: Example, preview: Preview, folder: RunFolder) -> Previews:
         prompt = learnable.prompt(preview.prompt or settings.template[0], first)
+        preview = replace(preview, negative=learnable.prompt(preview.negative, first))
         return Previews(preview, host, prompt, first.latent.shape, folder, texts)
 
     with ExitStack() as stack:
@@ -109,7 +110,9 @@ def learn(
             folder, past = found(root, embedding, about, settings, last_step, stack)
             held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
             shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
-            folder.write_settings(_told(folder, past, about, learnable, settings, preview, len(pictures), held_out))
+            if not isinstance(past, Ended):
+                told = _told(folder, past, about, learnable, settings, preview, len(pictures), held_out)
+                folder.write_settings(told)
             if held_out and not isinstance(past, Ended):
                 log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
         past = processes.share(past)
@@ -118,7 +121,9 @@ def learn(
             yield Started(folder, learnt_from, learnable.embedding, past.learnt.step, _nothing)
             if preview and folder and not (shows_it and past.learnt.step in folder.previews()):
                 [first] = encoding(host, pictures[:1])
-                yield from previews_of(first, preview, folder).at_the_end(past.learnt)
+                for previewed in previews_of(first, preview, folder).at_the_end(past.learnt):
+                    _note_other_preview(folder, preview, previewed)
+                    yield previewed
             yield past
             return
         examples = []
@@ -144,13 +149,13 @@ def learn(
             learnt = None if training.is_over else training.learnt()
             if previews and learnt and previews.is_due(learnt.step) and folder and learnt.step not in folder.previews():
                 yield from on_the_way(previews, training, learnt)  # in whose time the run was stopped
-            with closing(run(training, folder)) as events:
+            with closing(run(training, folder, previews.is_due if previews else lambda step: False)) as events:
                 for event in events:
                     if isinstance(event, Ended):
                         ended = event
-                    else:
+                    elif not isinstance(event, Paused):
                         yield event
-                    if previews and isinstance(event, Step) and previews.is_due(event.step) and not training.is_over:
+                    elif previews:
                         yield from on_the_way(previews, training, event.learnt)
         assert ended is not None
         evaluations = training.evaluations
@@ -170,7 +175,7 @@ def _nothing() -> None:
 
 def _told(
     folder: RunFolder,
-    past: Mapping[str, Any] | Ended | None,
+    past: Mapping[str, Any] | None,
     about: Mapping[str, Any],
     learnable: LearnableEmbedding,
     settings: TrainSettings,
@@ -193,22 +198,30 @@ def _told(
     earlier = folder.settings()
     if past is None or not earlier:
         return told
-    if isinstance(past, Ended):
-        step, told = past.learnt.step, {**earlier, "preview": told["preview"]}
-    else:
-        step = past["step"]
     may_change = {*UNDECIDING, "preview"}
     before = {key: earlier.get(key) for key in told if key in may_change and told[key] != earlier.get(key)}
-    befores = [*earlier.get("before", []), *([{"until_step": step, **before}] if before else [])]
+    befores = [*earlier.get("before", []), *([{"until_step": past["step"], **before}] if before else [])]
     kept = {"before": befores} if befores else {}
     return {**told, **kept, **{key: earlier[key] for key in ("written",) if key in earlier}}
+
+
+def _note_other_preview(folder: RunFolder, preview: Preview, previewed: Previewed) -> None:
+    """What a run that has ended shows now, once it does: else the picture from before would pass for this one."""
+    earlier = folder.settings()
+    before = {"until_step": previewed.step, "preview": earlier.get("preview")}
+    if previewed.path is not None:
+        _noted(folder, preview=asdict(preview), before=[*earlier.get("before", []), before])
 
 
 def _note_end(folder: RunFolder, ended: Ended) -> None:
     facts: dict[str, Any] = {"ended": {"step": ended.learnt.step if ended.learnt else None}}
     if ended.verdict is not None:
         facts["result"] = ended.verdict.facts()
+    _noted(folder, **facts)
+
+
+def _noted(folder: RunFolder, **facts: Any) -> None:
     try:
         folder.note(**facts)
     except OSError as error:
-        log.warning(f"textinv: it cannot be noted in the run's folder that it has ended: {error}")
+        log.warning(f"textinv: it cannot be noted in the run's folder what has become of it: {error}")

@@ -36,7 +36,7 @@ class Preview:
     prompt: Annotated[
         str, Doc("What to generate. [name] stands for the embedding. Empty takes the first training prompt.")
     ] = ""
-    negative: Annotated[str, Doc("What not to generate; it may name embeddings too.")] = ""
+    negative: Annotated[str, Doc("What not to generate. [name] stands for the embedding there too.")] = ""
     sampler: Annotated[
         str, Doc("What takes the noise away, by its name in ComfyUI: dpmpp_2m or euler. Empty takes dpmpp_2m.")
     ] = ""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,6 @@ class Previews:
     ):
         self._preview, self._host, self._prompt, self._shape = preview, host, prompt, shape
         self._folder, self._texts = folder, texts
-        self._made: set[int] = set()
         self._has_complained = False
 
     def is_due(self, step: int) -> bool:
@@ -63,31 +63,40 @@ class Previews:
         try:
             pictures = host.sample([self._prompt], [preview.seed], [*self._shape[:-2], *cells], sampling, [embedding])
         except Exception:  # whatever it is, hours of training do not depend on it
-            log.exception(f"textinv: the preview of step {embedding.step} failed; what was learnt is kept.")
+            log.exception(f"textinv: the preview of step {embedding.step} failed; {self._left(embedding)}")
             return
-        step = embedding.step or 0
-        self._made.add(step)
-        yield Previewed(step, pictures, self._kept(embedding, pictures[0]))
+        yield Previewed(embedding.step or 0, pictures, self._kept(embedding, pictures[0]))
 
     def at_the_end(self, embedding: Embedding) -> Iterator[Previewed]:
-        """As `generate`, unless there was one of this step. All else is done: to interrupt it costs only that."""
-        if embedding.step in self._made:  # as where it is ended early
-            return
+        """As `generate`. All else is done: to interrupt it costs only that."""
         made = []
         try:
             made = list(self.generate(embedding))
         except (KeyboardInterrupt, *self._host.interrupts) as stopped:
             if isinstance(stopped, KeyboardInterrupt) and type(stopped) is not KeyboardInterrupt:
                 raise  # no Ctrl-C, but what ends the process
-            log.warning("textinv: the preview was cancelled; what was learnt is kept.")
+            log.warning(f"textinv: the preview was cancelled; {self._left(embedding)}")
         yield from made
 
+    def _left(self, embedding: Embedding) -> str:
+        is_there = embedding.step in self._folder.previews()
+        old = f" The picture of step {embedding.step} is one from before, made as it was told then." if is_there else ""
+        return f"what was learnt is kept.{old}"
+
     def _kept(self, embedding: Embedding, picture: Tensor) -> Path | None:
-        path = None
-        try:
-            texts = {"parameters": self._parameters(picture)} if self._texts is None else self._texts
-            path = self._folder.save_preview(picture, embedding, texts)
+        texts = {"parameters": self._parameters(picture)} if self._texts is None else self._texts
+        # The picture is the last, because it tells whether there has been a preview.
+        with self._complaining(embedding):
             self._folder.save_image_embedding(picture, embedding)
+        with self._complaining(embedding):
+            return self._folder.save_preview(picture, embedding, texts)
+        return None
+
+    @contextmanager
+    def _complaining(self, embedding: Embedding) -> Iterator[None]:
+        """What cannot be written in the block is left, and said once."""
+        try:
+            yield
         except (OSError, UserError) as error:
             if not self._has_complained:
                 self._has_complained = True
@@ -95,7 +104,6 @@ class Previews:
                     f"textinv: not all of the preview of step {embedding.step} could be kept in the run's folder: "
                     f"{error}. It is tried again with the next one."
                 )
-        return path
 
     def _parameters(self, picture: Tensor) -> str:
         preview, (height, width) = self._preview, picture.shape[:2]

@@ -48,7 +48,8 @@ def found(
     for folder in own:
         if ended := _ended(folder, embedding, settings, last_step):
             step = ended.learnt.step
-            early = f" It ended there by early_stop {settings.early_stop}; off goes on." if step < last_step else ""
+            enough = f" By early_stop {settings.early_stop} it had learnt enough there; off goes on."
+            early = enough if step < last_step else ""
             log.info(
                 f"textinv: {name} has been trained on this already, and the embedding of step {step} is taken from "
                 f"{folder.path}.{early}"

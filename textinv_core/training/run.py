@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,14 @@ class Saved:
 
     step: int
     path: Path
+
+
+@dataclass(frozen=True)
+class Paused:
+    """A step is done, and it, with all that the training can go on from, is in the folder: the time for what takes long
+    and may be broken off. learnt: see `Learnable.snapshot`."""
+
+    learnt: Any
 
 
 @dataclass(frozen=True)
@@ -106,9 +114,11 @@ def _tell(found: Evaluated, training: Training) -> None:
         )
 
 
-def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evaluated | Saved | Ended, None, None]:
+def run(
+    training: Training, folder: RunFolder | None, is_pause: Callable[[int], bool] = lambda step: False
+) -> Generator[Step | Evaluated | Saved | Paused | Ended, None, None]:
     """Run a training to its end, recording everything in `folder`; None for processes of a shared training but the
-    first, which write nothing and log nothing.
+    first, which write nothing and log nothing. is_pause: whether to pause after a step that is not the last.
 
     A training with a state goes on from there, and so do the losses. To finish early, `Training.finish()`; to stop,
     close the iterator. Whatever ends the run after its first step, what was learnt by the last good one is kept in the
@@ -154,7 +164,11 @@ def run(training: Training, folder: RunFolder | None) -> Generator[Step | Evalua
                 yield from evaluated()
                 if saved:  # behind the evaluation, which may make this step the best
                     record.prune()
-                record.save_state_when_due()
+                if is_pause(step.step) and not training.is_over:
+                    record.save_state()
+                    yield Paused(step.learnt)
+                else:
+                    record.save_state_when_due()
             training.confirm()
             best_path, path = record.save_best(), record.rescue()
             record.save_state()

@@ -111,6 +111,8 @@ def verdict(
             f"The vectors moved by {distance:.2g} times the norm of a usual word, and the longest now has {norm:.2g} "
             "times that norm."
         )
+    if fixed_loss is None and distance >= UNMOVED:
+        right.append("Whether that is a gain is not known: the fixed loss was not taken (evaluate_every says when).")
     if 0 < still < count:
         right.append(f"{still} of {count} vectors have not moved, as no prompt used them.")
     if off is not None and is_read:
