@@ -149,7 +149,8 @@ def learn(
             learnt = None if training.is_over else training.learnt()
             if previews and learnt and previews.is_due(learnt.step) and folder and learnt.step not in folder.previews():
                 yield from on_the_way(previews, training, learnt)  # in whose time the run was stopped
-            with closing(run(training, folder, previews.is_due if previews else lambda step: False)) as events:
+            steps = run(training, folder, previews.is_due) if previews else run(training, folder)
+            with closing(steps) as events:
                 for event in events:
                     if isinstance(event, Ended):
                         ended = event
