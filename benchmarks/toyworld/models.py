@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from textinv_core.hosts.pipelines import byte_letters
 
-WIDTH = 96  # of text vectors, and of the UNet, which has a single resolution
+WIDTH = 96  # of the UNet, which has a single resolution, and of text vectors unless told otherwise
 TOKENS = 48  # a prompt's window, start and end included
 LATENT = 8  # cells a side, of 8 pixels each
 
@@ -93,36 +93,36 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def text_config(words: list[str]) -> CLIPTextConfig:
+def text_config(words: list[str], width: int = WIDTH) -> CLIPTextConfig:
     size = len(vocabulary(words)[0])
     return CLIPTextConfig(
         vocab_size=size,
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
+        hidden_size=width,
+        intermediate_size=4 * width,
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=TOKENS,
         hidden_act="quick_gelu",
-        projection_dim=WIDTH,
+        projection_dim=width,
         bos_token_id=size - 2,
         eos_token_id=size - 1,
         pad_token_id=size - 1,
     )
 
 
-def text_encoder(words: list[str]) -> CLIPTextModel:
-    return CLIPTextModel(text_config(words))
+def text_encoder(words: list[str], width: int = WIDTH) -> CLIPTextModel:
+    return CLIPTextModel(text_config(words, width))
 
 
-def unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(**UNET)
+def unet(text_width: int = WIDTH) -> UNet2DConditionModel:
+    return UNet2DConditionModel(**{**UNET, "cross_attention_dim": text_width})
 
 
 def vae() -> AutoencoderKL:
     return AutoencoderKL(**VAE)
 
 
-def write_configs(folder: Path, words: list[str]) -> None:
+def write_configs(folder: Path, words: list[str], text_width: int = WIDTH) -> None:
     """A pipeline's folder in diffusers' layout, without weights: what describes the single file."""
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -138,12 +138,16 @@ def write_configs(folder: Path, words: list[str]) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for name, config in {"unet": UNET, "vae": VAE, "scheduler": SCHEDULER}.items():
+    for name, config in {
+        "unet": {**UNET, "cross_attention_dim": text_width},
+        "vae": VAE,
+        "scheduler": SCHEDULER,
+    }.items():
         (folder / name).mkdir(exist_ok=True)
         file = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
         file.write_text(json.dumps({"_class_name": index[name][1], **config}, indent=2) + "\n")
     (folder / "text_encoder").mkdir(exist_ok=True)
-    told = text_config(words).to_diff_dict()
+    told = text_config(words, text_width).to_diff_dict()
     told = {"architectures": ["CLIPTextModel"], **{k: v for k, v in told.items() if k != "transformers_version"}}
     (folder / "text_encoder" / "config.json").write_text(json.dumps(told, indent=2) + "\n")
     write_tokenizer(folder / "tokenizer", words)

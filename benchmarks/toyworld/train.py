@@ -12,6 +12,7 @@ pictures, in the place of CLIP's training; `unet` learns to draw, with both froz
 import argparse
 import csv
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,16 @@ EMA = 0.999
 SAVE_EVERY = 250
 
 
-def rng_of(stage: str, step: int) -> np.random.Generator:
-    return np.random.default_rng([list(PLANS).index(stage), step])
+@dataclass(frozen=True)
+class Making:
+    """A world in the making. folder: what a stopped training goes on from. seed: 0 for the shipped world's."""
+
+    folder: Path
+    seed: int = 0
+    text_width: int = models.WIDTH
+
+    def rng(self, stage: str, step: int) -> np.random.Generator:
+        return np.random.default_rng([*([self.seed] if self.seed else []), list(PLANS).index(stage), step])
 
 
 def rate_at(stage: str, step: int, plan: list[tuple[int, int]]) -> float:
@@ -51,10 +60,10 @@ def save_whole(what: Any, file: Path) -> None:
 class Stage:
     """A stage's weights, optimizer and log, kept in a file from time to time."""
 
-    def __init__(self, name: str, module: nn.Module, folder: Path, plan: list[tuple[int, int]]):
-        self.name, self.module, self.plan, self.step = name, module, plan, 0
+    def __init__(self, name: str, module: nn.Module, making: Making, plan: list[tuple[int, int]]):
+        self.name, self.module, self.making, self.plan, self.step = name, module, making, plan, 0
         self.steps = plan[-1][0]
-        self.file, self.log = folder / f"{name}.pt", folder / f"{name}.csv"
+        self.file, self.log = making.folder / f"{name}.pt", making.folder / f"{name}.csv"
         self.optimizer = torch.optim.AdamW(module.parameters(), RATE[name], betas=(0.9, 0.99), weight_decay=0.01)
         self.average = {key: value.detach().clone() for key, value in module.state_dict().items()}
         self.rows: list[list[Any]] = []
@@ -78,7 +87,7 @@ class Stage:
         while self.step < self.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate_at(self.name, self.step, self.plan)
-            loss, measure = loss_of(rng_of(self.name, self.step))
+            loss, measure = loss_of(self.making.rng(self.name, self.step))
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -107,7 +116,7 @@ def trained(name: str, module: nn.Module, folder: Path) -> nn.Module:
 # Stages
 
 
-def train_vae(folder: Path, plan: list[tuple[int, int]]) -> None:
+def train_vae(making: Making, plan: list[tuple[int, int]]) -> None:
     vae = models.vae().train()
 
     def loss_of(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -118,7 +127,7 @@ def train_vae(folder: Path, plan: list[tuple[int, int]]) -> None:
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return error.abs().mean() + error.square().mean() + 5e-4 * kl, error.abs().mean()
 
-    Stage("vae", vae, folder, plan).run(loss_of)
+    Stage("vae", vae, making, plan).run(loss_of)
 
 
 ATTRIBUTES = {**dict.fromkeys(world.PARTS, len(world.COLOURS) + 1), "head": 2, "length": 2, "position": 3}
@@ -136,7 +145,8 @@ class Reader(nn.Module):
     def __init__(self, text: nn.Module):
         super().__init__()
         self.text = text
-        self.heads = nn.ModuleDict({name: nn.Linear(models.WIDTH, size) for name, size in ATTRIBUTES.items()})
+        width = text.config.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in ATTRIBUTES.items()})
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
@@ -149,9 +159,9 @@ def token_ids(tokens: CLIPTokenizer, texts: list[str]) -> Tensor:
     return found.input_ids
 
 
-def train_text(folder: Path, plan: list[tuple[int, int]]) -> None:
-    tokens, words = tokenizer(folder), world.words()
-    reader = Reader(models.text_encoder(words)).train()
+def train_text(making: Making, plan: list[tuple[int, int]]) -> None:
+    tokens, words = tokenizer(making.folder), world.words()
+    reader = Reader(models.text_encoder(words, making.text_width)).train()
     vocab = tokens.get_vocab()
     named_by = {part: vocab[part + "</w>"] for part in world.PARTS}
 
@@ -180,23 +190,23 @@ def train_text(folder: Path, plan: list[tuple[int, int]]) -> None:
                 losses.append(nn.functional.cross_entropy(head(there), labels[where]))
         return torch.stack(losses).mean(), right / said
 
-    Stage("text", reader, folder, plan).run(loss_of)
+    Stage("text", reader, making, plan).run(loss_of)
 
 
-def frozen(folder: Path) -> tuple[nn.Module, nn.Module]:
+def frozen(making: Making) -> tuple[nn.Module, nn.Module]:
     """VAE, with latents of SD's scale, and text encoder."""
-    vae = trained("vae", models.vae(), folder)
+    vae = trained("vae", models.vae(), making.folder)
     with torch.no_grad():
         rng = np.random.default_rng(0)
         pictures = world.draw([world.random_scene(rng)[0] for _ in range(256)]).permute(0, 3, 1, 2) * 2 - 1
         models.scale_latents(vae, vae.encode(pictures).latent_dist.mean.std().item())
-    reader = trained("text", Reader(models.text_encoder(world.words())), folder)
+    reader = trained("text", Reader(models.text_encoder(world.words(), making.text_width)), making.folder)
     return vae, reader.text
 
 
-def scene_latents(vae: nn.Module, folder: Path) -> tuple[list, Tensor]:
+def scene_latents(vae: nn.Module, making: Making) -> tuple[list, Tensor]:
     """SCENES scenes with their names, and their latents float32 [SCENES, 4, 8, 8] as the UNet takes them."""
-    rng = rng_of("unet", 2**40)
+    rng, folder = making.rng("unet", 2**40), making.folder
     pairs = [world.random_scene(rng) for _ in range(SCENES)]
     file = folder / "latents.pt"
     if not file.exists() or file.stat().st_mtime < (folder / "vae.pt").stat().st_mtime:
@@ -209,11 +219,11 @@ def scene_latents(vae: nn.Module, folder: Path) -> tuple[list, Tensor]:
     return pairs, torch.load(file, weights_only=True)
 
 
-def train_unet(folder: Path, plan: list[tuple[int, int]]) -> None:
-    vae, text = frozen(folder)
-    pairs, latents = scene_latents(vae, folder)
-    tokens = tokenizer(folder)
-    unet = models.unet().train()
+def train_unet(making: Making, plan: list[tuple[int, int]]) -> None:
+    vae, text = frozen(making)
+    pairs, latents = scene_latents(vae, making)
+    tokens = tokenizer(making.folder)
+    unet = models.unet(making.text_width).train()
     alphas = models.scheduler().alphas_cumprod
     # An error in eps weighs as one in v would, within bounds: what text alone decides, it decides under much noise.
     weights = (1 / alphas).clamp(max=20)
@@ -233,14 +243,14 @@ def train_unet(folder: Path, plan: list[tuple[int, int]]) -> None:
         error = (predicted - gaussian).square().mean((1, 2, 3))
         return (error * weights[t]).mean(), error.mean()
 
-    Stage("unet", unet, folder, plan).run(loss_of)
+    Stage("unet", unet, making, plan).run(loss_of)
 
 
-def export(folder: Path, out: Path) -> None:
+def export(making: Making, out: Path) -> None:
     """Write what ships: weights in LDM's keys, configs and tokenizer, and pictures of a character without a name."""
-    vae, text = frozen(folder)
-    unet = trained("unet", models.unet(), folder)
-    models.write_configs(out, world.words())
+    vae, text = frozen(making)
+    unet = trained("unet", models.unet(making.text_width), making.folder)
+    models.write_configs(out, world.words(), making.text_width)
     save_file(models.ldm_state(unet, vae, text), out / "toyworld.safetensors", {"format": "pt"})
     (out / "pictures").mkdir(exist_ok=True)
     for i, picture in enumerate(world.draw(world.portraits(world.demo_character(), 8, 0))):
@@ -254,16 +264,23 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="a folder for what a stopped training goes on from")
     parser.add_argument("--steps", type=int, help="instead of the number the shipped world had")
     parser.add_argument("--out", type=Path, help="where export writes")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another world than the shipped one; the same for each stage"
+    )
+    parser.add_argument(
+        "--text-width", type=int, default=models.WIDTH, help="of the text encoder; the same for each stage"
+    )
     arguments = parser.parse_args()
     if arguments.stage == "export" and not arguments.out:
         parser.error("export needs --out")
     arguments.state.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
+    torch.manual_seed(arguments.seed)
+    making = Making(arguments.state, arguments.seed, arguments.text_width)
     if arguments.stage == "export":
-        export(arguments.state, arguments.out)
+        export(making, arguments.out)
         return
     plan = [(arguments.steps, arguments.steps)] if arguments.steps else PLANS[arguments.stage]
-    {"vae": train_vae, "text": train_text, "unet": train_unet}[arguments.stage](arguments.state, plan)
+    {"vae": train_vae, "text": train_text, "unet": train_unet}[arguments.stage](making, plan)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def weights(tmp_path, name, stop_at=None):
             loss = (module(x) - x[:, :2]).square().mean()
             return loss, loss
 
-        train.Stage("text", module, tmp_path / name, [(120, 120)]).run(loss_of)
+        train.Stage("text", module, train.Making(tmp_path / name), [(120, 120)]).run(loss_of)
         return len(calls)
 
     (tmp_path / name).mkdir()
@@ -57,5 +57,5 @@ def test_a_finished_stage_is_not_run_again(tmp_path):
     file = tmp_path / "done" / "text.pt"
     before = file.read_bytes()
     module = torch.nn.Linear(3, 2)
-    train.Stage("text", module, tmp_path / "done", [(120, 120)]).run(lambda _: pytest.fail("another step"))
+    train.Stage("text", module, train.Making(tmp_path / "done"), [(120, 120)]).run(lambda _: pytest.fail("another step"))
     assert file.read_bytes() == before
