@@ -57,5 +57,6 @@ def test_a_finished_stage_is_not_run_again(tmp_path):
     file = tmp_path / "done" / "text.pt"
     before = file.read_bytes()
     module = torch.nn.Linear(3, 2)
-    train.Stage("text", module, train.Making(tmp_path / "done"), [(120, 120)]).run(lambda _: pytest.fail("another step"))
+    stage = train.Stage("text", module, train.Making(tmp_path / "done"), [(120, 120)])
+    stage.run(lambda _: pytest.fail("another step"))
     assert file.read_bytes() == before
