@@ -87,8 +87,13 @@ class LearningRateSchedule:
         self._rates = [rate for rate, _ in pieces]
         self._ends = [int(min(until, max_steps)) for _, until in pieces]
         self.last_step = self._ends[-1]
-        begins = zip(self._rates, [start, *self._ends], strict=False)
-        self.moves = any(rate for rate, begin in begins if begin < self.last_step)
+        self.moves = any(rate for rate, _ in self.spans)
+
+    @property
+    def spans(self) -> list[tuple[float, int]]:
+        """Each rate up to the last step, and how many steps it lasts."""
+        begins = [self._start, *self._ends]
+        return [(rate, end - begin) for rate, begin, end in zip(self._rates, begins, self._ends) if end > begin]
 
     def rate_at(self, step: int) -> float:
         """The rate of the optimizer step `step`, start <= step < last_step; ValueError outside of that."""

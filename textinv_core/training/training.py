@@ -22,6 +22,7 @@ from .evaluation import Evaluated, Probe, can_end_early, has_learnt_enough, nois
 from .examples import Example, batches_per_epoch, epoch
 from .learnable import Address, Batch, Learnable
 from .objective import draw_noise, prediction_losses
+from .optimizers import check_turning, optimizer
 from .parallel import ALONE, Processes
 from .room import Room
 from .settings import TrainSettings
@@ -61,6 +62,8 @@ def check(
         raise TrainingError("There are no pictures to learn from.")
     learnt_from, _ = split(len(examples), settings)
     rates = LearningRateSchedule(settings.learning_rate, settings.steps, learnable.step)
+    if settings.optimizer == "sphere":
+        check_turning(learnable.tensors.values(), rates)
     prompts = (learnable.prompt(line, examples[i]) for line in settings.template for i in learnt_from)
     if not any(map(learnable.is_named, prompts)):
         raise TrainingError(
@@ -77,7 +80,7 @@ def check(
 
 
 class Training:
-    """A learnable being trained on `examples` by AdamW without weight decay, one optimizer step an `advance()`.
+    """A learnable being trained on `examples`, one optimizer step an `advance()`.
 
     Its tensors and the optimizer are float32 whatever the model is, and live on the CPU: losses and gradients come
     back from the model's device together, once a step, and nothing else waits for it. Counts on from
@@ -134,9 +137,8 @@ class Training:
         self.batches_an_epoch = batches_per_epoch(self._examples, settings.batch_size)
         # Each row is a parameter of its own: Adam counts the steps of each, and passes over those without a gradient.
         self._rows = {address: list(tensor.unbind()) for address, tensor in self._tensors.items()}
-        self._optimizer = torch.optim.AdamW(
-            [row for rows in self._rows.values() for row in rows], lr=self._rates.rate_at(self.step), weight_decay=0.0
-        )
+        rows = [row for rows in self._rows.values() for row in rows]
+        self._optimizer = optimizer(settings.optimizer, rows, self._rates.rate_at(self.step))
         # Gradients of a model in half precision would vanish below its smallest number.
         self._scaler = torch.amp.GradScaler("cpu", enabled=model.dtype == torch.float16)
         self._scaler.scale(torch.zeros(()))  # makes its scale, here and not on the model's device

@@ -1,0 +1,79 @@
+"""What an optimizer step does with the gradients."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from ..errors import TrainingError
+from ..schedule import LearningRateSchedule
+
+log = logging.getLogger("textinv")
+
+QUARTER = math.pi / 2
+# Radians that all steps of the toy world's quickest recipe turn a vector by, one way and another; those of Kim et al.,
+# 400 to 500 steps of 0.01, are as many.
+REACH = 5
+
+
+def optimizer(name: str, rows: Iterable[Tensor], rate: float) -> Optimizer:
+    """One of `settings.OPTIMIZERS` for vectors [dim] each. None of them decays weights: that would pull vectors to zero, where
+    there are no words."""
+    return Turning(rows, rate) if name == "sphere" else AdamW(rows, rate, weight_decay=0.0)
+
+
+class Turning(Optimizer):
+    """Steepest descent on spheres: each vector turns by `lr` radians a step, and keeps its length.
+
+    Which way it points is what a vector means; grown beyond the vocabulary's, as AdamW leaves them, it drowns the rest
+    of a prompt. The gradient is projected onto the tangent space, and only its direction is used, so that no step
+    depends on how large losses are. As Directional Textual Inversion does (Kim et al. 2025,
+    https://arxiv.org/abs/2512.13672), but along the great circle, and without its pull back to the first direction.
+
+    params: vectors [dim], not zero. A step with no gradient, or one along the vector, moves nothing.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            angle = torch.tensor(group["lr"], dtype=torch.float64)
+            for vector in group["params"]:
+                if vector.grad is None:
+                    continue
+                there = vector.double()
+                length = there.norm()
+                unit = there / length
+                gradient = vector.grad.double()
+                tangent = gradient - (gradient @ unit) * unit
+                # What is left by rounding where there is none points anywhere.
+                if tangent.norm() > 1e-6 * gradient.norm():
+                    turned = angle.cos() * unit - angle.sin() * tangent / tangent.norm()
+                    vector.copy_(length * turned)
+
+
+def check_turning(tensors: Iterable[Tensor], rates: LearningRateSchedule) -> None:
+    """Raise TrainingError where `Turning` cannot turn; warn where it will not get far."""
+    if any(not rows.any(1).all() for rows in tensors):
+        raise TrainingError(
+            "Optimizer sphere turns vectors, and one of these is zero, which points nowhere. Give the embedding an "
+            "init text, or choose optimizer adamw."
+        )
+    fastest = max(rate for rate, _ in rates.spans)
+    if fastest > QUARTER:
+        raise TrainingError(
+            f"With optimizer sphere the learning rate is an angle in radians, and {fastest:g} is more than a quarter "
+            "turn, 1.57. Try 0.1."
+        )
+    path, steps = (sum(each) for each in zip(*((rate * steps, steps) for rate, steps in rates.spans)))
+    if path < QUARTER:
+        log.warning(
+            f"textinv: at these learning rates optimizer sphere turns vectors by {path:.2g} radians at the most, and "
+            f"what they could learn lies further away. Try {REACH / steps:.1g}, or more steps."
+        )
