@@ -24,7 +24,7 @@ from textinv_core.training.examples import encoded_examples
 from textinv_core.training.settings import TrainSettings
 
 TOYWORLD = PACK / "textinv_core" / "toyworld"
-EXAMPLE = Path(__file__).parent / "graphs" / "train_subject_sd15.json"
+GRAPHS = Path(__file__).parent / "graphs"
 CHARACTER = world.demo_character()
 
 
@@ -34,25 +34,18 @@ def character(base) -> str:
     return "my_character"
 
 
-def graph(character: str, steps: int, text: str, rate: str = "0.005") -> dict:
-    """The example graph on the toy world."""
-    graph = json.loads(EXAMPLE.read_text())
+def graph(character: str, text: str, example: str = "train_subject_sd15", **training) -> dict:
+    """An example graph on the toy world; training: inputs of the node that trains."""
+    graph = json.loads((GRAPHS / f"{example}.json").read_text())
     nodes = {node["class_type"]: node for node in graph.values()}
     nodes["CheckpointLoaderSimple"].update(class_type="TestLoadToyWorld", inputs={"folder": str(TOYWORLD)})
     nodes["TextInvLoadImages"]["inputs"]["folder"] = character
-    nodes["TextInvCreateEmbedding"]["inputs"].update(name="my-character", init_text="figure", vectors=4)
+    nodes["TextInvCreateEmbedding"]["inputs"].update(name="my-character", init_text="figure")
     for kind in ("TextInvPreprocess", "EmptyLatentImage"):
         nodes[kind]["inputs"].update(width=64, height=64)
     nodes["EmptyLatentImage"]["inputs"]["batch_size"] = 8
     nodes["KSampler"]["inputs"].update(steps=15, cfg=4.0)
-    nodes["TextInvTrainEmbedding"]["inputs"].update(
-        steps=steps,
-        batch_size=4,
-        gradient_accumulation=1,
-        learning_rate=rate,
-        preview_steps=0,
-        seed=3,
-    )
+    nodes["TextInvTrainEmbedding"]["inputs"].update(preview_steps=0, seed=3, **training)
     positive = graph[nodes["KSampler"]["inputs"]["positive"][0]]
     positive["inputs"]["text"] = text
     negative = graph[nodes["KSampler"]["inputs"]["negative"][0]]
@@ -68,16 +61,22 @@ def share_right(server, graph) -> float:
     return float(np.mean([[getattr(s, part) == getattr(CHARACTER, part) for part in world.OWN_PARTS] for s in seen]))
 
 
+AT_ONCE = {"batch_size": 4, "gradient_accumulation": 1, "learning_rate": "0.005"}
+
+
 def test_a_character_is_learnt(server, character):
-    before = share_right(server, graph(character, 2, "a photo of embedding:my-character", rate="1e-9"))
-    after = share_right(server, graph(character, 200, "a photo of embedding:my-character"))
+    prompt = "a photo of embedding:my-character"
+    before = share_right(server, graph(character, prompt, steps=2, learning_rate="1e-9"))
+    after = share_right(server, graph(character, prompt, **{**AT_ONCE, "steps": 200}))
+    fast = share_right(server, graph(character, prompt, "train_fast_sd15", steps=40))
     assert before < 0.5
     assert after > 0.8
+    assert fast > 0.8
 
 
 def test_both_hosts_learn_the_same(server, character):
     steps = 12
-    server.run(graph(character, steps, "embedding:my-character"))
+    server.run(graph(character, "embedding:my-character", **{**AT_ONCE, "steps": steps}))
     [*_, run] = sorted((server.base / "output" / "textual_inversion" / "my-character").iterdir())
     with (run / "textual_inversion_loss.csv").open() as file:
         theirs = [float(row["loss"]) for row in csv.DictReader(file)]
@@ -87,9 +86,8 @@ def test_both_hosts_learn_the_same(server, character):
     host = load(TOYWORLD / "toyworld.safetensors", config=TOYWORLD)
     pictures = list(load_folder(TOYWORLD, "pictures", captions="none"))
     examples = encoded_examples(host, pictures)
-    start = host.create_embedding("my-character", "figure", 4)
-    of_both = {"steps": steps, "batch_size": 4, "gradient_accumulation": 1, "learning_rate": "0.005", "seed": 3}
-    settings = TrainSettings(TEMPLATES["subject"], **of_both)
+    start = host.create_embedding("my-character", "figure", 2)
+    settings = TrainSettings(TEMPLATES["subject"], steps=steps, seed=3, **AT_ONCE)
     with host.trainable(examples[0].latent, settings.batch_size) as model:
         done = list(train(model, examples, start, settings, ShuffleConfig(**record["shuffle"])))
     assert [step.loss for step in done] == pytest.approx(theirs, rel=1e-3)

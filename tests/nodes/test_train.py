@@ -6,6 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.rig import PACK
+from textinv_core.training.presets import PRESETS
+
 
 @pytest.fixture
 def train(node_classes):
@@ -30,3 +33,10 @@ def test_inputs_that_old_graphs_lack_have_the_node_s_own_defaults(train):
     preview = train._preview({"preview_steps": 5, "preview_cfg": 3.0, "steps": 9, "seed": 4})
     assert preview == train.Preview(steps=5, cfg=3.0)
     assert (preview.every, preview.seed) == (0, 0)
+
+
+def test_the_fast_example_is_the_preset(train):
+    graph = json.loads((PACK / "tests" / "host" / "graphs" / "train_fast_sd15.json").read_text())
+    [inputs] = [node["inputs"] for node in graph.values() if node["class_type"] == "TextInvTrainEmbedding"]
+    settings = train._settings(inputs)
+    assert settings == train.TrainSettings(settings.template, **PRESETS["fast"]["train"])

@@ -9,7 +9,7 @@ from typing import Any
 
 # What carries over from others' work on real models: directions alone, at the length that words have (Kim et al. 2025,
 # arXiv 2512.13672), and noise levels at which content is decided (Choi et al. 2022, arXiv 2204.00227: a signal-to-noise
-# ratio of 0.01 to 1, which Stable Diffusion's schedule has from timestep 370 to 940). Rates are halved as steps double:
+# ratio of 0.01 to 1, which Stable Diffusion's schedule has from timestep 934 to 354). Rates are halved as steps double:
 # so any number of steps has had large ones first and small ones last.
 _FAST: dict[str, Any] = {
     "optimizer": "sphere",
