@@ -132,6 +132,7 @@ def draw_figure(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--characters", type=int, default=10)
     parser.add_argument("--figure", type=Path, help="a picture file for what docs/shuffling.md shows")
     parser.add_argument("--vectors", type=int, nargs="+", default=VECTORS)
     parser.add_argument("--steps", type=int, default=100)

@@ -1,154 +1,217 @@
-"""How well, and how soon, an embedding learns in the toy world: the figures that defaults are chosen by.
+"""How soon an embedding is learnt in the toy world, by the recipes of other trainers and by ours.
 
-    python -m benchmarks.learning --folder FOLDER
+    python -m benchmarks.learning --folder FOLDER --set held_out --figure docs/learning.png
 
-The rows `subject` and `style` are where the sweeps start, with one thing otherwise in each row after; `preset` ones are
-what was chosen by these. Each is taught `characters` x `seeds` times: eight pictures of a character the world has no
-name for (or in a style: any characters, in the same clothes before the same background), an embedding trained on them,
-and pictures with it judged from their pixels.
+Every recipe is taught the same lessons: eight pictures of a character the world has no name for, or in a style (any
+characters, in the same clothes before the same background). Pictures with the embedding are judged from their pixels,
+after as many pictures seen as `GRID` says. `right` is the share of the parts that are right, `edited` the share of
+pictures that follow a change asked for by prompt, and `kept` the share of the other parts that are right in those.
 
-`right` is the share of the parts that are right after so many `steps`; `edited` the share of pictures that follow a
-change asked for by prompt, and `kept` the share of the other parts right in those; `- start`: less the row where the
-sweep starts, lesson by lesson. `until 90 %`: the first look, of those listed, at which 90 % were right, and `seconds`
-what so many steps take at the pace of the row's quickest lesson, as others may have shared the machine; `reached`: how
-many lessons got there. Medians over lessons, but means of `edited` and differences, with 95 % bootstrap intervals.
+`N %`: pictures seen until the first look with so much right, the median over lessons; in brackets how many lessons got
+there. `seconds`: what as many take, without looks, at the pace of the row's quickest lesson, as others may have shared
+the machine. `edited` and `kept` are means over lessons: `there`, at the first look with 90 % right, and `in the end`,
+after all pictures, with `right`. `times as quick`: the seconds of A1111's settings to 90 %, divided by the row's.
+`- preset`: less today's preset in the end, lesson by lesson. With 95 % bootstrap intervals.
+
+Choices were made on the set `development` alone. --model takes a folder with another toy world, as
+`benchmarks.toyworld.train` leaves one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.lessons import Lesson, accuracy, arguments, teach_all
-from benchmarks.tables import percent, table, until
+from benchmarks.lessons import REACHED, Lesson, accuracy, arguments, teach_all
+from benchmarks.tables import percent, table, times, until
 from textinv_core.training.presets import PRESETS
-from textinv_core.training.settings import TrainSettings
 
-LOOKS = {"subject": (50, 100, 200), "style": (100, 200, 400, 1000)}
-BASE = {
-    "subject": {"vectors": 4, "learning_rate": "0.002", "batch_size": 4},
-    "style": {"vectors": 4, "learning_rate": "0.005", "batch_size": 4},
+# Characters that no other table has.
+SETS = {
+    "development": {"subject": range(20, 26), "style": range(20, 23)},
+    "held_out": {"subject": range(30, 42), "style": range(30, 36)},
 }
+# Pictures seen when it is looked at.
+GRID = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 120, 160, 200, 240, 320, 400, 600, 800, 1200, 1600, 2000, 4000)
+STYLE_VECTORS = 4  # of recipes that name no number for styles: one is too few (`sweeps.py`)
 
-# What trainers' own documentation recommends: rates as they are after scaling, accumulated batches as one.
-FIELD = {
-    "diffusers": {"vectors": 1, "learning_rate": "0.002"},
-    "invoke-training": {"vectors": 4, "learning_rate": "0.004", "batch_size": 1},
-    "onetrainer": {"vectors": 1, "learning_rate": "0.0003", "batch_size": 1, "init_text": "*"},
-    "kohya": {"vectors": 4, "learning_rate": "1e-6"},
-    "a1111": {"vectors": 1, "learning_rate": "0.005", "batch_size": 1, "init_text": "*"},
+Changed = Mapping[str, Any]  # what is other than by default: settings of training, and those of a lesson
+
+
+def _of_preset(kind: str, changed: Changed) -> dict[str, Any]:
+    # The pictures of a step in one batch, which a CPU has sooner done.
+    train = {"batch_size": 4, **changed["train"], "gradient_accumulation": 1}
+    return {"vectors": PRESETS[kind]["vectors"], **{key: value for key, value in train.items() if key != "steps"}}
+
+
+def of_field(changed: Changed) -> dict[str, Changed]:
+    """What trainers recommend, who tell subjects from styles by the template alone."""
+    return {"subject": changed, "style": {**changed, "vectors": max(changed["vectors"], STYLE_VECTORS)}}
+
+
+# What trainers' own documentation recommends: rates as they are after scaling, accumulated batches as one. The first is
+# what others are compared with.
+RECIPES: dict[str, dict[str, Changed]] = {
+    "A1111": of_field({"vectors": 1, "learning_rate": "0.005", "batch_size": 1, "init_text": "*"}),
+    "diffusers": of_field({"vectors": 1, "learning_rate": "0.002", "batch_size": 4}),
+    "invoke-training": of_field({"vectors": 4, "learning_rate": "0.004", "batch_size": 1}),
+    "OneTrainer": of_field({"vectors": 1, "learning_rate": "0.0003", "batch_size": 1, "init_text": "*"}),
+    "kohya": of_field({"vectors": 4, "learning_rate": "1e-6", "batch_size": 4}),
+    "DTI": of_field({"vectors": 1, "optimizer": "sphere", "learning_rate": "0.01", "batch_size": 4}),
+    "preset": {kind: _of_preset(kind, PRESETS[kind]) for kind in ("subject", "style")},
+    "preset fast": {kind: _of_preset(kind, PRESETS["fast"]) for kind in ("subject", "style")},
 }
-SWEEPS = {
-    "subject": {
-        "steps": (500,),
-        "learning_rate": ("0.001", "0.005", "0.01"),
-        "vectors": (1, 2, 8),
-        "batch_size": (1, 8),
-        "init_text": ("*",),
-        "loss_weighting": ("min_snr",),
-        "min_timestep": (500,),
-        "filewords": (True,),
-    },
-    "style": {"learning_rate": ("0.002", "0.01"), "vectors": (1, 2)},
+# Pictures seen in all.
+UNTIL = {
+    "subject": {"preset": 2000, "preset fast": 64},
+    "style": {"preset": 4000, "preset fast": 200},
 }
+OTHERS_UNTIL = {"subject": 400, "style": 1600}
+LATE = 40  # none but `preset fast` is anywhere before
 
 
-def rows() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Label -> kind of lesson, and what is other than in BASE."""
-    rows: dict[str, tuple[str, dict[str, Any]]] = {}
-    for kind, sweep in SWEEPS.items():
-        rows[kind] = (kind, {})
-        if kind == "subject":
-            rows |= {f"as {name}": (kind, changed) for name, changed in FIELD.items()}
-            rows["subject, pictures one by one"] = (kind, {"batch_size": 1, "gradient_accumulation": 4})
-        rows |= {f"{kind}, {key} {value!r}": (kind, {key: value}) for key, values in sweep.items() for value in values}
-        preset = PRESETS[kind]
-        # The pictures of a step in one batch, which a CPU has sooner done.
-        pictures = TrainSettings.batch_size * TrainSettings.gradient_accumulation
-        changed = {"vectors": preset["vectors"], "batch_size": pictures, **preset["train"]}
-        rows[f"preset {kind}"] = (kind, changed)
-    return rows
+def lesson(recipe: str, kind: str, character: int, seed: int, model: str = "") -> Lesson:
+    settings = dict(RECIPES[recipe][kind])
+    own = {key: settings.pop(key) for key in ("vectors", "init_text") if key in settings}
+    end = UNTIL[kind].get(recipe, OTHERS_UNTIL[kind])
+    begin = 0 if recipe == "preset fast" else LATE
+    looks = tuple(pictures // settings["batch_size"] for pictures in (*GRID, end) if begin <= pictures <= end)
+    looks = tuple(sorted({*looks}))
+    return Lesson(character, kind, seed=seed, settings=settings, looks=looks, sparing=True, model=model, **own)
 
 
-def lesson(kind: str, changed: dict[str, Any], character: int, seed: int) -> Lesson:
-    settings = {**BASE[kind], **changed}
-    looks = {*LOOKS[kind], settings.pop("steps", 0)} - {0}
-    own = {key: settings.pop(key) for key in ("vectors", "init_text", "filewords") if key in settings}
-    return Lesson(character, kind, seed=seed, settings=settings, looks=tuple(sorted(looks)), **own)
+Looks = Sequence[Mapping[str, Any]]  # of one lesson
+Lessons = Sequence[Sequence[Looks]]  # by character and seed
 
 
-Looks = Sequence[dict[str, Any]]  # what `judge` said at each look of a lesson
+def first_with(share: float, looks: Looks) -> Mapping[str, Any] | None:
+    return next((look for look in looks if accuracy(look) >= share), None)
 
 
-def right(looks: Looks) -> float:
-    return accuracy(looks[-1])
+def steps_to(share: float, looks: Looks) -> float:
+    look = first_with(share, looks)
+    return math.inf if look is None else look["step"]
 
 
-def edited(looks: Looks) -> float:
-    return float(np.mean(looks[-1]["edited"]))
+def by_lesson(figure: Callable[[Looks], float], lessons: Lessons) -> np.ndarray:
+    return np.array([[figure(looks) for looks in seeds] for seeds in lessons], dtype=float)
 
 
-def kept(looks: Looks) -> float:
-    return float(np.mean(looks[-1]["kept"]))
+def pace(lessons: Lessons) -> float:
+    """Seconds a step, of the quickest."""
+    return by_lesson(lambda looks: looks[-1]["seconds"] / looks[-1]["step"], lessons).min()
 
 
-def first_right(looks: Looks) -> float:
-    return next((look["step"] for look in looks if accuracy(look) >= 0.9), math.inf)
-
-
+IN_THE_END: dict[str, Callable[[Looks], float]] = {
+    "right": lambda looks: accuracy(looks[-1]),
+    "edited": lambda looks: float(np.mean(looks[-1]["edited"])),
+    "kept": lambda looks: float(np.mean(looks[-1]["kept"])),
+}
 TITLES = (
-    "steps",
-    "right %",
-    "edited %",
-    "kept %",
-    "right - start",
-    "edited - start",
-    "until 90 %",
-    "seconds",
-    "reached",
+    *(f"{share:.0%} at" for share in REACHED),
+    "seconds to 90 %",
+    "times as quick",
+    "edited there",
+    "kept there",
+    "pictures",
+    *(f"{name} in the end" for name in IN_THE_END),
+    *(f"{name} - preset" for name in IN_THE_END),
 )
 
 
-def cells(lessons: Sequence[Sequence[Looks]], start: Sequence[Sequence[Looks]]) -> list[str]:
-    """A row of the table. lessons, start: by character and seed, the row's own and those where its sweep starts."""
-
-    def by_lesson(figure: Callable[[Looks], float], of: Sequence[Sequence[Looks]] = lessons) -> np.ndarray:
-        return np.array([[figure(looks) for looks in seeds] for seeds in of])
-
-    steps = by_lesson(first_right)
-    pace = by_lesson(lambda looks: looks[-1]["seconds"] / looks[-1]["step"]).min()
+def cells(lessons: Lessons, first: Lessons, preset: Lessons, batch: int) -> list[str]:
+    """A row of the table. first, preset: the same lessons by what this is compared with; batch: pictures a step."""
+    steps = {share: by_lesson(lambda looks, share=share: steps_to(share, looks), lessons) for share in REACHED}
+    seconds = [by_lesson(lambda looks: steps_to(0.9, looks), each) * pace(each) for each in (lessons, first)]
+    at_90 = [look for seeds in lessons for looks in seeds if (look := first_with(0.9, looks))]
     return [
-        str(lessons[0][0][-1]["step"]),
-        percent(by_lesson(right), np.median),
-        percent(by_lesson(edited)),
-        percent(by_lesson(kept), np.median),
-        *("" if lessons is start else percent(by_lesson(f) - by_lesson(f, start), sign=True) for f in (right, edited)),
-        until(steps),
-        until(steps * pace),
-        f"{np.isfinite(steps).sum()}/{np.size(steps)}",
+        *(f"{until(batch * of)} [{np.isfinite(of).sum()}/{of.size}]" for of in steps.values()),
+        until(seconds[0]),
+        "" if lessons is first else times(*seconds),
+        *(
+            f"{100 * np.mean([np.mean(look[name]) for look in at_90]):.0f}" if at_90 else ""
+            for name in ("edited", "kept")
+        ),
+        str(batch * lessons[0][0][-1]["step"]),
+        *(percent(by_lesson(figure, lessons)) for figure in IN_THE_END.values()),
+        *(
+            "" if lessons is preset else percent(by_lesson(figure, lessons) - by_lesson(figure, preset), sign=True)
+            for figure in IN_THE_END.values()
+        ),
     ]
 
 
+def curve(figure: str, lessons: Lessons) -> tuple[list[float], list[float]]:
+    """Seconds, and the percentage of `right` or `edited` then, the mean over lessons, where all were asked."""
+    seconds, shares = [], []
+    for i, look in enumerate(lessons[0][0]):
+        looks = [each[i] for seeds in lessons for each in seeds]
+        if figure == "right" or all(figure in each for each in looks):
+            of_each = [accuracy(each) if figure == "right" else np.mean(each[figure]) for each in looks]
+            seconds.append(look["step"] * pace(lessons))
+            shares.append(100 * float(np.mean(of_each)))
+    return seconds, shares
+
+
+def draw_figure(taught: Mapping[str, Mapping[str, Lessons]], path: Path) -> None:
+    """What is right, and what follows changes, against seconds, for subjects and styles; needs matplotlib."""
+    from matplotlib import pyplot
+
+    drawing, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharey="row")
+    for (row, figure), (column, kind) in ((r, c) for r in enumerate(("right", "edited")) for c in enumerate(UNTIL)):
+        axis = axes[row][column]
+        for i, recipe in enumerate(RECIPES):
+            ours = recipe.startswith("preset")
+            style = {"color": "black" if ours else f"C{i}", "linewidth": 2.2 if ours else 1.2}
+            style["linestyle"] = ":" if recipe == "preset" else "-"
+            axis.plot(*curve(figure, taught[kind][recipe]), label=recipe, **style)
+        axis.set_xscale("log")
+        axis.set_xlabel("seconds of training")
+        axis.set_title({"subject": "a character", "style": "a style"}[kind], fontsize=11)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("parts that are right, %")
+    axes[1][0].set_ylabel("changes asked for that are followed, %")
+    axes[0][0].legend(fontsize=8)
+    drawing.tight_layout()
+    drawing.savefig(path, dpi=110)
+
+
 def main() -> None:
-    given = arguments(__doc__).parse_args()
-    settings = rows()
+    parser = arguments(__doc__)
+    parser.add_argument("--set", choices=[*SETS], default="development")
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=[*RECIPES], metavar="RECIPE")
+    parser.add_argument("--kinds", nargs="+", choices=[*UNTIL], default=[*UNTIL], metavar="KIND")
+    parser.add_argument("--model", default="", help="a folder with another toy world than the shipped one")
+    parser.add_argument("--figure", type=Path, help="a picture file for what docs/learning.md shows")
+    given = parser.parse_args()
+    if given.figure:
+        import matplotlib as matplotlib  # now, so that it is not missed after an hour
+    recipes = list(dict.fromkeys(["A1111", *given.recipes, "preset"]))
     lessons = {
-        label: [
-            [lesson(kind, changed, character, seed) for seed in range(given.seeds)]
-            for character in range(given.characters)
-        ]
-        for label, (kind, changed) in settings.items()
+        kind: {
+            recipe: [
+                [lesson(recipe, kind, character, seed, given.model) for seed in range(given.seeds)]
+                for character in SETS[given.set][kind]
+            ]
+            for recipe in recipes
+        }
+        for kind in given.kinds
     }
-    flat = [one for row in lessons.values() for seeds in row for one in seeds]
+    flat = [one for of_kind in lessons.values() for of in of_kind.values() for seeds in of for one in seeds]
     every = iter(teach_all(flat, given.folder, given.processes))
-    taught = {label: [[next(every) for _ in seeds] for seeds in row] for label, row in lessons.items()}
-    print(f"{given.characters} characters x {given.seeds} seeds; looked at after {LOOKS} steps, and after the last.")
-    print("Sweeps start with\n")
-    print("".join(f"- {kind}: {base}\n" for kind, base in BASE.items()))
-    print(
-        table(["setting", *TITLES], ([label, *cells(row, taught[settings[label][0]])] for label, row in taught.items()))
-    )
+    taught = {
+        kind: {recipe: [[next(every) for _ in seeds] for seeds in of] for recipe, of in of_kind.items()}
+        for kind, of_kind in lessons.items()
+    }
+    for kind, rows in taught.items():
+        print(f"\n{kind}: {len(SETS[given.set][kind])} of the set {given.set} x {given.seeds} seeds\n")
+        batches = {recipe: RECIPES[recipe][kind]["batch_size"] for recipe in rows}
+        shown = ([recipe, *cells(of, rows["A1111"], rows["preset"], batches[recipe])] for recipe, of in rows.items())
+        print(table(["recipe", *TITLES], shown))
+    if given.figure:
+        draw_figure(taught, given.figure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One training in the toy world, and what a judge of pixels says of it: what `learning.py` and `crosstalk.py` share."""
+"""One training in the toy world, and what a judge of pixels says of it: what the scripts beside this share."""
 
 import argparse
 import hashlib
@@ -29,6 +29,7 @@ from textinv_core.training.training import Training
 
 NAME = "somebody"
 PICTURES = 8  # to learn from
+REACHED = (0.75, 0.9, 0.95)  # shares of the parts that are right
 STEPS = 10  # of the sampler, for the pictures to judge by
 
 
@@ -49,8 +50,12 @@ class Lesson:
     settings: Mapping[str, Any] = field(default_factory=dict)
     shuffle: Mapping[str, Any] = field(default_factory=dict)
     looks: tuple[int, ...] = (200,)
+    sparing: bool = (
+        False  # ask for changes only at every other look, the last, and the first with each of REACHED right
+    )
     evaluate_every: int = 0  # also take the fixed loss, before the first step and every so many; 0 for never
     pictures: int = 8  # to judge by at each look, and as many with changes
+    model: str = ""  # a folder with a toy world, for another than the shipped one
     halves: bool = False  # also judge the first and the last half of the vectors, by half as many pictures
 
     @property
@@ -92,8 +97,8 @@ class Lesson:
 
 
 @cache
-def model() -> PipelineHost:
-    return shipped.load()
+def model(folder: str = "") -> PipelineHost:
+    return shipped.load(Path(folder or shipped.FOLDER))
 
 
 @cache
@@ -103,7 +108,7 @@ def characters() -> list[world.Character]:
 
 def examples(lesson: Lesson) -> list[Example]:
     scenes = lesson.scenes()
-    latents = model().encode([*world.draw(scenes)])
+    latents = model(lesson.model).encode([*world.draw(scenes)])
     return [Example(latent, lesson.caption(scene)) for latent, scene in zip(latents, scenes, strict=True)]
 
 
@@ -125,19 +130,36 @@ def described(character: int, pictures: int) -> dict[str, Any]:
 def drawn(lesson: Lesson, embedding: Embedding, words: str, seeds: Sequence[int]) -> Tensor:
     """Pictures whose prompt names the embedding."""
     prompt = {"subject": f"a photo of embedding:{NAME}", "style": f"a figure, embedding:{NAME} style"}[lesson.kind]
-    return shipped.generate(model(), prompt + words, seeds, [embedding], STEPS)
+    return shipped.generate(model(lesson.model), prompt + words, seeds, [embedding], STEPS)
 
 
 def judge(embedding: Embedding, lesson: Lesson, pictures: int, first_seed: int = 0) -> dict[str, Any]:
-    """What pictures with the embedding show, without and with changes asked for; `pictures` of each.
+    """What pictures with the embedding show, without and with changes asked for; `pictures` of each."""
+    shown = plain(embedding, lesson, pictures, first_seed)
+    return shown | changed(embedding, lesson, pictures, first_seed)
+
+
+def plain(embedding: Embedding, lesson: Lesson, pictures: int, first_seed: int = 0) -> dict[str, Any]:
+    """What pictures with the embedding show.
 
     own, shown: the colours to be learnt, and those judged in each picture. far: how far these are from the colour
-    named, see `world.measure`. edited: for each picture with a change whether it is there; kept: the share of its
-    other parts that are right.
+    named, see `world.measure`.
     """
     own = lesson.own
-    plain = world.measure(drawn(lesson, embedding, "", range(first_seed, first_seed + pictures)))
-    edited, kept = [], []
+    seen = world.measure(drawn(lesson, embedding, "", range(first_seed, first_seed + pictures)))
+    return {
+        "own": [*own.values()],
+        "shown": [[getattr(scene, part) for part in own] for scene, _ in seen],
+        "far": [[far[part] for part in own] for _, far in seen],
+    }
+
+
+def changed(embedding: Embedding, lesson: Lesson, pictures: int, first_seed: int = 0) -> dict[str, Any]:
+    """What pictures show where changes are asked for.
+
+    edited: for each picture whether the change is there; kept: the share of its other parts that are right.
+    """
+    own, edited, kept = lesson.own, [], []
     share, first = pictures // len(lesson.edits), first_seed + 1000
     for i, (words, attribute, value) in enumerate(lesson.edits):
         for scene in world.judge(
@@ -145,13 +167,7 @@ def judge(embedding: Embedding, lesson: Lesson, pictures: int, first_seed: int =
         ):
             edited.append(getattr(scene, attribute) == value)
             kept.append(float(np.mean([getattr(scene, p) == own[p] for p in own if p != attribute])))
-    return {
-        "own": [*own.values()],
-        "shown": [[getattr(scene, part) for part in own] for scene, _ in plain],
-        "far": [[far[part] for part in own] for _, far in plain],
-        "edited": edited,
-        "kept": kept,
-    }
+    return {"edited": edited, "kept": kept}
 
 
 def halves(embedding: Embedding) -> list[Embedding]:
@@ -175,11 +191,12 @@ def teach(lesson: Lesson) -> list[dict[str, Any]]:
     """
     settings = _settings(lesson)
     learnt_from = examples(lesson)
-    start = model().create_embedding(NAME, lesson.init_text, lesson.vectors)
+    host = model(lesson.model)
+    start = host.create_embedding(NAME, lesson.init_text, lesson.vectors)
     learnable = LearnableEmbedding(start, ShuffleConfig(**lesson.shuffle))
     every = lesson.evaluate_every
-    looks, losses, evaluated, seconds, evaluating = [], [], [], 0.0, 0.0
-    with model().trainable(learnt_from[0].latent, settings.batch_size) as trainable:
+    looks, losses, evaluated, seconds, evaluating, left = [], [], [], 0.0, 0.0, REACHED
+    with host.trainable(learnt_from[0].latent, settings.batch_size) as trainable:
         training = Training(trainable, learnt_from, learnable, settings)
         if every:
             evaluated.append([0, training.evaluate().loss, None])
@@ -194,7 +211,12 @@ def teach(lesson: Lesson) -> list[dict[str, Any]]:
                 evaluating += time.perf_counter() - since
             if step.step in lesson.looks:
                 with torch.no_grad():
-                    judged = judge(step.learnt, lesson, lesson.pictures)
+                    judged = plain(step.learnt, lesson, lesson.pictures)
+                    gone_past = [share for share in left if accuracy(judged) >= share]
+                    left = left[len(gone_past) :]
+                    is_last, is_other = step.step == lesson.looks[-1], lesson.looks.index(step.step) % 2
+                    if not lesson.sparing or gone_past or is_last or is_other:
+                        judged |= changed(step.learnt, lesson, lesson.pictures)
                     if lesson.halves:
                         judged["halves"] = [judge(h, lesson, lesson.pictures // 2, 2000) for h in halves(step.learnt)]
                 since_last = losses[looks[-1]["step"] if looks else 0 :]
@@ -205,16 +227,17 @@ def teach(lesson: Lesson) -> list[dict[str, Any]]:
 
 
 @cache
-def _weights() -> str:
-    return hashlib.sha256((shipped.FOLDER / "toyworld.safetensors").read_bytes()).hexdigest()[:16]
+def _weights(folder: str) -> str:
+    return hashlib.sha256((Path(folder or shipped.FOLDER) / "toyworld.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def _job(lesson: Lesson) -> Job:
     """A lesson with everything else that decides its result, called after all of it."""
     sampling = {"width": world.SIZE, "height": world.SIZE, "guidance": shipped.GUIDANCE, "steps": STEPS}
-    facts = {"world": _weights(), "sampling": sampling, "portraits": PICTURES}
-    # What a lesson says of these two is in them, with the defaults it leaves.
-    facts["lesson"] = {key: value for key, value in asdict(lesson).items() if key not in ("settings", "shuffle")}
+    facts = {"world": _weights(lesson.model), "sampling": sampling, "portraits": PICTURES}
+    # What a lesson says of these is in them, with the defaults it leaves.
+    elsewhere = "settings", "shuffle", "model"
+    facts["lesson"] = {key: value for key, value in asdict(lesson).items() if key not in elsewhere}
     facts["settings"] = asdict(_settings(lesson))
     facts["shuffle"] = asdict(ShuffleConfig(**lesson.shuffle))
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -254,7 +277,6 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
         required=True,
         help="for what was found; a second run goes on there, so take another after changing code",
     )
-    parser.add_argument("--characters", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2, help="each with one thread")
     return parser

@@ -2,13 +2,13 @@
 
     python -m benchmarks.stopping --folder FOLDER --characters 6 --seeds 3
 
-Lessons as in `learning.py`, of the preset for subjects: as it is, and with a rate ten times as high. The fixed loss is
+Lessons as in `sweeps.py`, of the preset for subjects: as it is, and with a rate ten times as high. The fixed loss is
 taken as often as by default, and pictures are judged after `LOOKS` steps; between two looks figures are interpolated.
 All rules are then tried on these same trainings.
 
 First a table of what the losses know: the rank correlation (Spearman) of each with the score, over the evaluations of
 a lesson, with the sign turned, so that 1 is a loss that falls as the score rises. The score is the mean of `right`,
-`edited` and `kept`, which are explained in `learning.py`. `training loss` is the mean over the steps since the
+`edited` and `kept`, which are explained in `sweeps.py`. `training loss` is the mean over the steps since the
 evaluation before.
 
 Then what rules choose: the last step, that of the lowest fixed loss (`best`), of the lowest training loss, and the one
@@ -191,6 +191,7 @@ def takes(courses: Courses, rule: Rule) -> list[str]:
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--characters", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="the first of the characters")
     given = parser.parse_args()
     characters, seeds = range(given.first, given.first + given.characters), range(given.seeds)

@@ -31,6 +31,7 @@ from ..textinv_core.training.settings import (
     GRADIENT_CHECKPOINTING,
     GRADIENT_CLIPPING,
     LOSS_WEIGHTING,
+    OPTIMIZERS,
     RESUME,
     TrainSettings,
 )
@@ -177,6 +178,7 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 _of_preview(io.Int, "seed"),
                 _of_preview(io.Int, "width", step=8),
                 _of_preview(io.Int, "height", step=8),
+                setting(io.Combo, TrainSettings, "optimizer", options=list(OPTIMIZERS), optional=True, advanced=True),
             ],
             outputs=[
                 EmbeddingType.Output("embedding", tooltip="The trained embedding."),

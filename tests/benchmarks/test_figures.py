@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("diffusers")
 from benchmarks.crosstalk import confusion, crossed, of_halves
-from benchmarks.learning import cells
 from benchmarks.lessons import Lesson, accuracy
 from benchmarks.stopping import best, course, early, judged_best, last, lowest_training_loss, rank_correlation
+from benchmarks.sweeps import cells
 from benchmarks.tables import interval, percent, table, until
 from benchmarks.toyworld import world
 

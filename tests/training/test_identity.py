@@ -29,6 +29,7 @@ def changed_pictures(**changes):
         ({"settings": TrainSettings(("a [name]",), learning_rate="0.005")}, "learning_rate was 0.002 and is now 0.005"),
         ({"settings": TrainSettings(("the [name]", "a [name]"))}, "template was 1 lines and is now 2 lines"),
         ({"settings": TrainSettings(("a [name]",), seed=1)}, "seed was 0 and is now 1"),
+        ({"settings": TrainSettings(("a [name]",), optimizer="sphere")}, "optimizer was adamw and is now sphere"),
         ({"shuffle": ShuffleConfig("all")}, "shuffle mode was off and is now all"),
         ({"embedding": fake_embedding(step=1)}, "the embedding to begin with changed"),
         ({"embedding": fake_embedding(2)}, "the embedding to begin with changed"),
@@ -48,6 +49,13 @@ def test_what_does_not_decide_is_the_same_run():
     told = TrainSettings(("a [name]",), steps=7, save_every=3, gradient_checkpointing="on", resume="required")
     assert identity(given(settings=told)) == identity(given())
     assert identity(given(**changed_pictures(name="else"))) == identity(given())
+
+
+def test_runs_from_before_there_were_optimizers_are_gone_on_with():
+    earlier = given()
+    del earlier["optimizer"]
+    assert identity(earlier) == identity(given())
+    assert differences(given(), earlier) == []
 
 
 def test_other_embeddings_that_prompts_name_decide():

@@ -26,6 +26,8 @@ DIGESTS = {
     "vae": "the VAE",
     "embeddings": "what other embeddings the prompts name, or these files,",
 }
+# What runs do not say that are from before there was a choice; they are gone on with.
+EARLIER = {"optimizer": "adamw"}
 
 
 def facts(
@@ -56,12 +58,13 @@ def facts(
 
 def identity(about: Mapping[str, Any]) -> str:
     """32 hex digits that tell one run from another. about: its `facts`."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    said = {name: value for name, value in about.items() if (name, value) not in EARLIER.items()}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def differences(about: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What other `facts` have otherwise, each in words: `learning_rate was 0.002 and is now 0.005`."""
-    found = []
+    found, other = [], {**EARLIER, **other}
     for name, value in about.items():
         before = other.get(name)
         if name == "digests":
