@@ -68,7 +68,7 @@ class TextInvCreateEmbedding(io.ComfyNode):
                     "CLIP-ViT-bigG-14 for SDXL, CLIP-ViT-H-14 for SD2.x. There is none for SD1.x checkpoints.",
                 ),
                 io.Image.Input(
-                    "images", optional=True, tooltip="For clip_vision: the pictures, those to train on for one."
+                    "images", optional=True, tooltip="The pictures that clip_vision looks at: those you will train on."
                 ),
             ],
             outputs=[

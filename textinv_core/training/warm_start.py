@@ -13,8 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..embedding import Embedding
 from ..errors import UserError
-from ..prompts import TEMPLATES
-from ..prompts.templates import render
+from ..prompts import TEMPLATES, render
 from .optimizers import REACH, Turning
 
 log = logging.getLogger("textinv")
@@ -27,7 +26,7 @@ STEPS = 100
 # Pairs of a prompt and a picture in a step. QuickEmbedding has 32 of them, on CLIP-L; on SDXL's clip_g that is 4.4 GiB
 # instead of 1.1, and four times as long, to average what varies little: there is no timestep and no noise.
 BATCH = 8
-# Radians a vector turns by in the first step; falling linearly to 0 it turns by REACH in all.
+# Radians a vector turns by in the first step; as that falls linearly to 0, all of them make REACH.
 ANGLE = 2 * REACH / STEPS
 
 
@@ -41,12 +40,13 @@ def warm_start(
 
     A step draws BATCH lines and pictures and raises the mean cosine of the pairs. After QuickEmbedding (Ethan Smith,
     https://github.com/ethansmith2000/QuickEmbedding), of which are the idea, the pairs, 100 steps, and a rate of 0.1
-    that falls linearly to 0. There it is AdamW's, on a squared angle, and leaves vectors several times longer than
-    words; here `Turning` keeps their lengths, and as it follows only a gradient's direction, the cosine will do.
+    that falls linearly to 0. There it is AdamW's, on a squared angle, and moves every number of a vector by up to 0.1 a
+    step, where all of a word's vector is 0.4 long; here `Turning` takes it for radians and keeps the lengths, and as it
+    follows only a gradient's direction, the plain cosine will do. There a picture is seen as four cuts, too.
 
-    The same arguments give the same vectors; vectors for other encoders, lengths and steps stay as they are. Says in
-    the log what the cosine of all lines and pictures was before and after. Raises UserError for vectors of zeros, and
-    for pictures or text that the models make zeros or no numbers of.
+    The same arguments give the same vectors; those for other encoders, lengths and the count of steps stay as they are.
+    The log says what the mean cosine of all lines and pictures was before and after. Raises UserError for vectors of
+    zeros, and where the models make zeros, or what is no number, of pictures or text.
     """
     started = time.monotonic()
     vectors = [row.clone().requires_grad_() for row in embedding.vectors[key]]
