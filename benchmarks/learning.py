@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks.lessons import REACHED, Lesson, accuracy, arguments, teach_all
 from benchmarks.tables import percent, table, times, until
 from textinv_core.training.presets import PRESETS
+from textinv_core.training.settings import TrainSettings
 
 # Characters that no other table has.
 SETS = {
@@ -40,10 +41,12 @@ STYLE_VECTORS = 4  # of recipes that name no number for styles: one is too few (
 Changed = Mapping[str, Any]  # what is other than by default: settings of training, and those of a lesson
 
 
-def _of_preset(kind: str, changed: Changed) -> dict[str, Any]:
+def of_preset(name: str) -> Changed:
+    train = {"learning_rate": TrainSettings.learning_rate, **PRESETS[name]["train"]}
+    del train["steps"]
     # The pictures of a step in one batch, which a CPU has sooner done.
-    train = {"batch_size": 4, **changed["train"], "gradient_accumulation": 1}
-    return {"vectors": PRESETS[kind]["vectors"], **{key: value for key, value in train.items() if key != "steps"}}
+    pictures = train.pop("gradient_accumulation", TrainSettings.gradient_accumulation)
+    return {"vectors": PRESETS[name]["vectors"], "batch_size": pictures, **train}
 
 
 def of_field(changed: Changed) -> dict[str, Changed]:
@@ -60,13 +63,13 @@ RECIPES: dict[str, dict[str, Changed]] = {
     "OneTrainer": of_field({"vectors": 1, "learning_rate": "0.0003", "batch_size": 1, "init_text": "*"}),
     "kohya": of_field({"vectors": 4, "learning_rate": "1e-6", "batch_size": 4}),
     "DTI": of_field({"vectors": 1, "optimizer": "sphere", "learning_rate": "0.01", "batch_size": 4}),
-    "preset": {kind: _of_preset(kind, PRESETS[kind]) for kind in ("subject", "style")},
-    "preset fast": {kind: _of_preset(kind, PRESETS["fast"]) for kind in ("subject", "style")},
+    "preset": {"subject": of_preset("subject"), "style": of_preset("style")},
+    "preset fast": {"subject": of_preset("fast"), "style": of_preset("fast-style")},
 }
 # Pictures seen in all.
 UNTIL = {
-    "subject": {"preset": 2000, "preset fast": 64},
-    "style": {"preset": 4000, "preset fast": 200},
+    "subject": {"preset": 2000, "preset fast": 200},
+    "style": {"preset": 4000, "preset fast": 400},
 }
 OTHERS_UNTIL = {"subject": 400, "style": 1600}
 LATE = 40  # none but `preset fast` is anywhere before
@@ -77,8 +80,7 @@ def lesson(recipe: str, kind: str, character: int, seed: int, model: str = "") -
     own = {key: settings.pop(key) for key in ("vectors", "init_text") if key in settings}
     end = UNTIL[kind].get(recipe, OTHERS_UNTIL[kind])
     begin = 0 if recipe == "preset fast" else LATE
-    looks = tuple(pictures // settings["batch_size"] for pictures in (*GRID, end) if begin <= pictures <= end)
-    looks = tuple(sorted({*looks}))
+    looks = tuple(pictures // settings["batch_size"] for pictures in GRID if begin <= pictures <= end)
     return Lesson(character, kind, seed=seed, settings=settings, looks=looks, sparing=True, model=model, **own)
 
 

@@ -93,7 +93,11 @@ class LearningRateSchedule:
     def spans(self) -> list[tuple[float, int]]:
         """Each rate up to the last step, and how many steps it lasts."""
         begins = [self._start, *self._ends]
-        return [(rate, end - begin) for rate, begin, end in zip(self._rates, begins, self._ends) if end > begin]
+        return [
+            (rate, end - begin)
+            for rate, begin, end in zip(self._rates, begins, self._ends, strict=False)
+            if end > begin
+        ]
 
     def rate_at(self, step: int) -> float:
         """The rate of the optimizer step `step`, start <= step < last_step; ValueError outside of that."""

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("diffusers")
+from benchmarks import learning
 from benchmarks.crosstalk import confusion, crossed, of_halves
 from benchmarks.lessons import Lesson, accuracy
 from benchmarks.stopping import best, course, early, judged_best, last, lowest_training_loss, rank_correlation
 from benchmarks.sweeps import cells
-from benchmarks.tables import interval, percent, table, until
+from benchmarks.tables import interval, percent, table, times, until
 from benchmarks.toyworld import world
 
 OWN = [0, 1, 2, 3, 4]  # colours of hair, eyes, shirt, trousers, hat
@@ -85,6 +86,73 @@ def test_a_row_of_the_table():
     assert cells(lessons, lessons) == [*shown, "", "", *reached]
     worse = [[[{**late, **look([0, 1, 2, 7, 7]), "edited": [False]}]]] * 2
     assert cells(lessons, worse) == [*shown, "+40 (+40 to +40)", "+50 (+50 to +50)", *reached]
+
+
+# Recipes
+
+
+def learnt(*right, pace=0.1, edited=True):
+    """Looks of a lesson every 10 steps of so many seconds each; right: of ten parts."""
+    looks = []
+    for n, of_ten in enumerate(right, 1):
+        pictures = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+        wrong = [(place // 5, place % 5) for place in range(10 - of_ten)]
+        for picture, part in wrong:
+            pictures[picture][part] = 1
+        looks.append({"step": 10 * n, "seconds": 10 * n * pace, "own": [0] * 5, "shown": pictures})
+        looks[-1] |= {"edited": [edited], "kept": [of_ten / 10]}
+    return looks
+
+
+def test_how_many_times_quicker():
+    assert times([[2, 2], [2, 2]], [[10, 10], [10, 10]]) == "5.0 (5.0 to 5.0)"
+    assert times([[2], [2]], [[math.inf], [math.inf]]) == "many (many to many)"
+    assert times([[math.inf], [math.inf]], [[2], [2]]) == ""
+
+
+def test_a_row_of_recipes():
+    quick = [[learnt(8, 9, 10, pace=0.2)], [learnt(8, 9, 10, pace=0.4)]]
+    slow = [[learnt(2, 7, 8, pace=1.0, edited=False)], [learnt(2, 7, 8, pace=1.0, edited=False)]]
+    row = dict(zip(learning.TITLES, learning.cells(quick, slow, slow, 4), strict=True))
+    assert row["75% at"] == "40 (40 to 40) [2/2]"
+    assert row["90% at"] == "80 (80 to 80) [2/2]"
+    assert row["95% at"] == "120 (120 to 120) [2/2]"
+    assert row["seconds to 90 %"] == "4 (4 to 4)"  # at the pace of the quickest
+    assert row["times as quick"] == "many (many to many)"
+    assert (row["edited there"], row["kept there"], row["pictures"]) == ("100", "90", "120")
+    assert row["right in the end"] == "100 (100 to 100)"
+    assert row["right - preset"] == "+20 (+20 to +20)"
+    assert row["edited - preset"] == "+100 (+100 to +100)"
+    row = dict(zip(learning.TITLES, learning.cells(slow, slow, quick, 1), strict=True))
+    assert row["90% at"] == "never (never to never) [0/2]"
+    assert row["seconds to 90 %"] == "never (never to never)"
+    assert row["edited there"] == row["times as quick"] == ""
+
+
+def test_a_curve_has_what_all_lessons_were_asked():
+    lessons = [[learnt(8, 9, 10)], [learnt(6, 7, 8)]]
+    del lessons[0][0][1]["edited"]
+    seconds, right = learning.curve("right", lessons)
+    assert seconds == pytest.approx([1, 2, 3]) and right == pytest.approx([70, 80, 90])
+    seconds, edited = learning.curve("edited", lessons)
+    assert seconds == pytest.approx([1, 3]) and edited == [100, 100]
+
+
+@pytest.mark.parametrize("kind", ["subject", "style"])
+@pytest.mark.parametrize("recipe", learning.RECIPES)
+def test_recipes_are_taught_the_same_lessons(recipe, kind):
+    one, other = (learning.lesson(each, kind, 20, 1) for each in (recipe, "A1111"))
+    assert one.scenes() == other.scenes() and one.edits == other.edits
+    pictures = one.settings["batch_size"] * one.looks[-1]
+    assert pictures == learning.UNTIL[kind].get(recipe, learning.OTHERS_UNTIL[kind])
+    assert 8 <= len(one.looks) == len({*one.looks})
+
+
+def test_no_character_is_in_both_sets_or_in_other_tables():
+    sets = [{*learning.SETS[name][kind]} for name in learning.SETS for kind in ("subject", "style")]
+    development, held_out = sets[0] | sets[1], sets[2] | sets[3]
+    assert not development & held_out and min(development | held_out) >= 10
+    assert len(sets[2]) >= 12 and len(sets[3]) >= 6
 
 
 @pytest.mark.parametrize("kind", ["subject", "style"])

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ REACH = 5
 
 
 def optimizer(name: str, rows: Iterable[Tensor], rate: float) -> Optimizer:
-    """One of `settings.OPTIMIZERS` for vectors [dim] each. None of them decays weights: that would pull vectors to zero, where
-    there are no words."""
+    """One of `settings.OPTIMIZERS` for vectors [dim] each. Neither decays weights, which would pull vectors to zero,
+    where there are no words."""
     return Turning(rows, rate) if name == "sphere" else AdamW(rows, rate, weight_decay=0.0)
 
 
@@ -71,7 +71,8 @@ def check_turning(tensors: Iterable[Tensor], rates: LearningRateSchedule) -> Non
             f"With optimizer sphere the learning rate is an angle in radians, and {fastest:g} is more than a quarter "
             "turn, 1.57. Try 0.1."
         )
-    path, steps = (sum(each) for each in zip(*((rate * steps, steps) for rate, steps in rates.spans)))
+    path = sum(rate * steps for rate, steps in rates.spans)
+    steps = sum(steps for _, steps in rates.spans)
     if path < QUARTER:
         log.warning(
             f"textinv: at these learning rates optimizer sphere turns vectors by {path:.2g} radians at the most, and "
