@@ -1,8 +1,12 @@
 """Creating, applying, saving and loading embeddings."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 from server import PromptServer
@@ -13,12 +17,15 @@ from ..textinv_core.errors import UserError
 from ..textinv_core.files import numbered
 from ..textinv_core.formats import keeps_facts
 from ..textinv_core.hosts.comfy import ComfyHost
-from ..textinv_core.images import save_picture
+from ..textinv_core.hosts.comfy_vision import comparable_encoder, image_embeds, pooled_text
+from ..textinv_core.images import as_pictures, save_picture
 from ..textinv_core.training.presets import PRESETS
+from ..textinv_core.training.warm_start import STEPS, warm_start
 from .embedding_files import FOUND_BY_PROMPTS, entries, find
 from .types import CATEGORY, EmbeddingType, sentence
 
 FILE_KINDS = ("safetensors", "pt", "bin", "png")
+CREATED_FROM = ("clip", "name", "init_text", "vectors")
 NEEDS_IMAGE = "A png needs a picture to keep the embedding in: connect one to `image`, or choose another format."
 
 
@@ -29,8 +36,10 @@ class TextInvCreateEmbedding(io.ComfyNode):
             node_id="TextInvCreateEmbedding",
             display_name="Create Embedding (Textual Inversion)",
             category=CATEGORY,
-            description="Makes a new embedding for a model's text encoders, starting as the words of the init text.",
-            search_aliases=["textual inversion", "new embedding"],
+            description="Makes a new embedding for a model's text encoders, starting as the words of the init text; "
+            "with a CLIP vision model connected, turned to where your pictures are.",
+            search_aliases=["textual inversion", "new embedding", "warm start"],
+            is_input_list=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders the embedding is for; those of the model to train."),
                 io.String.Input(
@@ -52,17 +61,55 @@ class TextInvCreateEmbedding(io.ComfyNode):
                     tooltip="How many tokens of the prompt it takes up. More hold more detail, and need more "
                     "pictures. 0 makes as many as the init text has tokens.",
                 ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="A CLIP vision model, to bring the embedding near your images before any training: "
+                    "CLIP-ViT-bigG-14 for SDXL, CLIP-ViT-H-14 for SD2.x. There is none for SD1.x checkpoints.",
+                ),
+                io.Image.Input(
+                    "images", optional=True, tooltip="The pictures that clip_vision looks at: those you will train on."
+                ),
             ],
-            outputs=[EmbeddingType.Output("embedding", tooltip="The untrained embedding.")],
+            outputs=[
+                EmbeddingType.Output("embedding", is_output_list=True, tooltip="The untrained embedding."),
+            ],
         )
 
     @classmethod
-    def validate_inputs(cls, name=None):
-        return name is None or sentence(check_name, name)  # None: linked, and checked when the graph runs
+    def validate_inputs(cls, name=None, clip_vision=None, images=None):
+        # Lists of one, as the node takes lists; of None or nothing where linked, which is checked when the graph runs.
+        named = not name or name[0] is None or sentence(check_name, name[0])
+        return named if named is not True else sentence(_check_both, (clip_vision is not None, images is not None))
 
     @classmethod
-    def execute(cls, clip, name, init_text, vectors) -> io.NodeOutput:
-        return io.NodeOutput(ComfyHost(clip).create_embedding(name, init_text, vectors))
+    def execute(cls, clip_vision=(), images=(), **inputs) -> io.NodeOutput:
+        _check_both((bool(clip_vision), bool(images)))
+        made = []
+        # It takes lists so that all pictures come at once. Of the others it makes an embedding each, as the host would:
+        # those that have run out give their last again.
+        for number in range(max(map(len, inputs.values()))):
+            clip, *given = (inputs[key][min(number, len(inputs[key]) - 1)] for key in CREATED_FROM)
+            embedding = ComfyHost(clip).create_embedding(*given)
+            made.append(_near(images, embedding, clip, clip_vision[0]) if clip_vision else embedding)
+        return io.NodeOutput(made)
+
+
+def _check_both(connected: tuple[bool, bool]) -> None:
+    if connected[0] != connected[1]:
+        there, missing = ("clip_vision", "images") if connected[0] else ("images", "clip_vision")
+        raise UserError(
+            f"{there} alone does nothing: connect {missing} too, to start near your pictures, or disconnect {there}."
+        )
+
+
+def _near(images: Sequence[Any], embedding: Embedding, clip: Any, clip_vision: Any) -> Embedding:
+    """`embedding`, turned to where the vision model sees the pictures of lists and batches."""
+    key = comparable_encoder(clip, clip_vision)
+    seen = image_embeds(clip_vision, [picture.pixels for picture in as_pictures(images)])
+    bar = comfy.utils.ProgressBar(STEPS)
+    with pooled_text(clip, key) as pooled:
+        return warm_start(embedding, key, seen, pooled, partial(bar.update, 1))
 
 
 class TextInvApplyEmbedding(io.ComfyNode):

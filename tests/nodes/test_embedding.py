@@ -302,3 +302,48 @@ def test_a_png_without_a_picture_is_refused_before_the_graph_runs(node_classes, 
         with pytest.raises(ValueError, match="There is no format"):
             node.execute(CAT, linked, False)
     assert not any(folders["embeddings"].iterdir())
+
+
+ALONE = "{} alone does nothing: connect {} too, to start near your pictures, or disconnect {}."
+
+
+def test_pictures_without_a_vision_model_are_refused_before_the_graph_runs(node_classes):
+    node = node_classes["TextInvCreateEmbedding"]
+    for there, missing in (("clip_vision", "images"), ("images", "clip_vision")):
+        for linked in ((None,), []):
+            assert node.validate_inputs(name=["cat"], **{there: linked}) == ALONE.format(there, missing, there)
+        with pytest.raises(ValueError, match=f"{there} alone does nothing"):
+            node.execute(**{there: ["given"]}, clip=["clip"], name=["cat"], init_text=["a"], vectors=[1])
+    assert node.validate_inputs(name=["cat"], clip_vision=(None,), images=(None,)) is True
+    assert node.validate_inputs(name=["cat"]) is node.validate_inputs(name=(None,)) is True
+    assert "cannot be called 'a b'" in node.validate_inputs(name=["a b"])
+
+
+@pytest.fixture
+def create(node_classes, monkeypatch):
+    """Create Embedding on a host that only writes down what it is asked for."""
+    module = sys.modules["textinv_pack.nodes.embedding"]
+    monkeypatch.setattr(
+        module, "ComfyHost", lambda clip: SimpleNamespace(create_embedding=lambda *given: (clip, *given))
+    )
+    monkeypatch.setattr(module, "_near", lambda images, *given: (*images, *given))
+
+    def create(**lists):
+        given = {"clip": ["clip"], "name": ["cat"], "init_text": ["a dog"], "vectors": [2], **lists}
+        return node_classes["TextInvCreateEmbedding"].execute(**given)[0]
+
+    return create
+
+
+def test_lists_make_an_embedding_each_as_before(create):
+    assert create() == [("clip", "cat", "a dog", 2)]
+    assert create(name=["a", "b", "c"], vectors=[1, 2]) == [
+        ("clip", "a", "a dog", 1),
+        ("clip", "b", "a dog", 2),
+        ("clip", "c", "a dog", 2),
+    ]
+
+
+def test_all_pictures_are_for_one_embedding(create):
+    [made] = create(clip_vision=["vision"], images=["first", "second"])
+    assert made == ("first", "second", ("clip", "cat", "a dog", 2), "clip", "vision")

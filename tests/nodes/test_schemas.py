@@ -18,8 +18,8 @@ SCHEMAS = {
         "images: IMAGE[], captions: STRING[], masks: MASK[]",
     ),
     "TextInvCreateEmbedding": (
-        "clip: CLIP, name: STRING, init_text: STRING, vectors: INT",
-        "embedding: TEXTINV_EMBEDDING",
+        "clip: CLIP, name: STRING, init_text: STRING, vectors: INT, clip_vision: CLIP_VISION?, images: IMAGE?",
+        "embedding: TEXTINV_EMBEDDING[]",
     ),
     "TextInvLoadEmbedding": ("name: COMBO", "embedding: TEXTINV_EMBEDDING"),
     "TextInvSaveEmbedding": (

@@ -1,5 +1,5 @@
 """Training on the MODEL, CLIP and VAE objects of a ComfyUI graph, as they are. The only module that imports `comfy`,
-with `comfy_parts`.
+with `comfy_parts` and `comfy_vision`.
 
 The host's own code does everything it can do: parsing prompts and their weights, windows of 75 tokens, clip skip,
 what a family conditions on besides text, its noise schedule and prediction type.
@@ -166,6 +166,42 @@ def _encoded(clip: Any, name: str) -> list[Tensor]:
 # Training
 
 
+def without_streaming(clip: Any, stack: ExitStack) -> Any:
+    """`clip`, or where the host streams its weights to the GPU at will, for as long as `stack` lasts, one whose are
+    loaded once more: those could be gone before backward."""
+    if not clip.patcher.is_dynamic():
+        return clip
+    clip = clip.clone(disable_dynamic=True)
+    clip.cond_stage_model = clip.patcher.model
+    stack.callback(comfy.model_management.unload_model_and_clones, clip.patcher)
+    return clip
+
+
+def set_for_now(stack: ExitStack, name: str, value: Any) -> None:
+    """Set a variable of `comfy.model_management` for as long as `stack` lasts."""
+    stack.callback(setattr, comfy.model_management, name, getattr(comfy.model_management, name))
+    setattr(comfy.model_management, name, value)
+
+
+def set_for_training(stack: ExitStack) -> None:
+    """Set the host's flags for forward and backward, for as long as `stack` lasts."""
+    set_for_now(stack, "in_training", True)
+    # Weights kept in RAM are else cast through buffers that the next layer overwrites: backward would read those.
+    set_for_now(stack, "NUM_STREAMS", 0)
+
+
+def lean_modules(*modules: nn.Module) -> Iterator[nn.Module]:
+    """The modules in `modules` that `autograd.lean` is for."""
+    for module in (m for root in modules for m in root.modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d) and hasattr(module, "forward_comfy_cast_weights"):
+            yield module
+
+
+def recast(module: Any, like: Tensor) -> Tensor:
+    """What `autograd.lean` asks for, as the host casts weights."""
+    return comfy.ops.cast_bias_weight(module, dtype=like.dtype, device=like.device, bias_dtype=like.dtype)[0]
+
+
 def differentiable_attention(attend: Any, *args: Any, **kwargs: Any) -> Tensor:
     """The attention the host was started with, or pytorch's in place of one that has no backward."""
     return (attention_pytorch if attend.__name__ in WITHOUT_BACKWARD else attend)(*args, **kwargs)
@@ -271,12 +307,10 @@ class ComfyModel(TrainableModel):
         return self.noise_schedule.prediction(denoised, noisy, t)
 
     def lean_modules(self) -> Iterator[nn.Module]:
-        for module in (m for root in self.modules for m in root.modules()):
-            if isinstance(module, nn.Linear | nn.Conv2d) and hasattr(module, "forward_comfy_cast_weights"):
-                yield module
+        return lean_modules(*self.modules)
 
     def recast(self, module: Any, like: Tensor) -> Tensor:
-        return comfy.ops.cast_bias_weight(module, dtype=like.dtype, device=like.device, bias_dtype=like.dtype)[0]
+        return recast(module, like)
 
     def check_interrupted(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -386,19 +420,14 @@ class ComfyHost(Host):
         return torch.cat(pictures)
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> ComfyModel:
-        management, model, clip, dtype = comfy.model_management, self._model, self._clip, self._dtype
+        management, model, dtype = comfy.model_management, self._model, self._dtype
         stack.callback(management.soft_empty_cache)
-        # Weights that the host streams to the GPU at will could be gone before backward: it loads those once more.
-        if clip.patcher.is_dynamic():
-            clip = clip.clone(disable_dynamic=True)
-            clip.cond_stage_model = clip.patcher.model
+        clip = without_streaming(self._clip, stack)
         if model.is_dynamic() or dtype is not None:
             model = model.clone(disable_dynamic=True)
+            stack.callback(management.unload_model_and_clones, model)
         if dtype is not None:
             model.set_model_compute_dtype(dtype)
-        for own, given in ((model, self._model), (clip.patcher, self._clip.patcher)):
-            if own is not given:
-                stack.callback(management.unload_model_and_clones, own)
         # Three times what sampling takes: a guess, which only decides how much of a big model stays in RAM.
         activations = 3 * model.memory_required([batch_size, *latent.shape])
         if self._vae is not None:  # which the host leaves on the GPU until it knows of something that needs the room
@@ -406,19 +435,12 @@ class ComfyHost(Host):
         management.load_models_gpu([model, clip.patcher], memory_required=activations)
         stack.callback(model.cleanup)
         model.pre_run()
-
-        def set_for_now(name: str, value: Any) -> None:
-            stack.callback(setattr, management, name, getattr(management, name))
-            setattr(management, name, value)
-
         each_once = _EachMissingNameOnce()
         logging.root.addFilter(each_once)
         stack.callback(logging.root.removeFilter, each_once)
-        set_for_now("in_training", True)
-        # Weights kept in RAM are else cast through buffers that the next layer overwrites: backward would read those.
-        set_for_now("NUM_STREAMS", 0)
+        set_for_training(stack)
         # Else each prompt's conditioning goes by way of the CPU, which waits for the GPU, forward and backward.
-        set_for_now("intermediate_device", lambda: model.load_device)
+        set_for_now(stack, "intermediate_device", lambda: model.load_device)
         if embedder := getattr(model.model, "embedder", None):  # of sizes, which SDXL counts on the CPU otherwise
             there = model.load_device
             stack.enter_context(

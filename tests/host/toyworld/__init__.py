@@ -6,9 +6,12 @@ from pathlib import Path
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.utils
 import folder_paths
+import torch
+from comfy.clip_vision import ClipVisionModel
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel, SDTokenizer
 from comfy.supported_models_base import ClipTarget
 from comfy_api.latest import ComfyExtension, io
@@ -110,6 +113,47 @@ def load(folder: Path):
     return patcher, clip, comfy.sd.VAE(sd=pictures, config=config)
 
 
+TOWER = {"num_hidden_layers": 3, "intermediate_size": 64, "num_attention_heads": 1}
+
+
+def random_clip(width=96):
+    """SDXL's CLIP, small, with a clip_g that is `width` wide."""
+    target = ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    sizes = {"clip_l": {**TOWER, "hidden_size": 64}, "clip_g": {**TOWER, "hidden_size": width}}
+    options = {f"{name}_model_config": config for name, config in sizes.items()}
+    clip = comfy.sd.CLIP(target, folder_paths.get_folder_paths("embeddings"), model_options=options)
+    fill(clip.cond_stage_model)
+    return clip
+
+
+def random_clip_vision(width=96):
+    """A CLIP_VISION, small, that projects to vectors `width` wide."""
+    config = {"model_type": "clip_vision_model", "hidden_size": 64, "hidden_act": "gelu", "projection_dim": width}
+    config |= {"num_channels": 3, "image_size": 32, "patch_size": 8}
+    clip_vision = ClipVisionModel(TOWER | config)
+    fill(clip_vision.model)
+    return clip_vision
+
+
+@torch.no_grad()
+def fill(model):
+    """Random weights that keep a signal's size; the host leaves them as they were in memory."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        scale = weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1
+        weight.copy_(torch.randn(weight.shape, generator=generator) * scale + (weight.ndim == 1))
+
+
+class LoadTowers(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="TestLoadTowers", inputs=[], outputs=[io.Clip.Output(), io.ClipVision.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(random_clip(), random_clip_vision())
+
+
 class LoadToyWorld(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -150,7 +194,7 @@ class StopSampling(io.ComfyNode):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [LoadToyWorld, StopSampling]
+        return [LoadToyWorld, LoadTowers, StopSampling]
 
 
 async def comfy_entrypoint():

@@ -8,6 +8,12 @@ import torch
 class SDClipModel(torch.nn.Module):
     transformer: Any
 
+    def encode(self, tokens: list[list[Any]]) -> tuple[Any, ...]: ...
+
+    def set_clip_options(self, options: dict[str, Any]) -> None: ...
+
+    def reset_clip_options(self) -> None: ...
+
 
 class SDTokenizer:
     embedding_directory: Any

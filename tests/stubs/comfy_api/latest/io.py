@@ -59,6 +59,10 @@ class Model(ComfyTypeIO):
     io_type = "MODEL"
 
 
+class ClipVision(ComfyTypeIO):
+    io_type = "CLIP_VISION"
+
+
 class Clip(ComfyTypeIO):
     io_type = "CLIP"
 
