@@ -46,8 +46,8 @@ class Plan:
     preset: Annotated[
         str,
         Doc(
-            "Settings to start from: of subject and style none learnt better where it was measured; fast and fast-style "
-            "learn in a fraction of the time. What you set yourself wins."
+            "Settings to start from: of subject and style none learnt better where it was measured; fast and "
+            "fast-style learn in a fraction of the time. What you set yourself wins."
         ),
     ] = ""
     name: Annotated[
