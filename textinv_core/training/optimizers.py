@@ -59,7 +59,7 @@ class Turning(Optimizer):
 
 
 def check_turning(tensors: Iterable[Tensor], rates: LearningRateSchedule) -> None:
-    """Raise TrainingError where `Turning` cannot turn; warn where it will not get far."""
+    """Raise TrainingError where `Turning` cannot turn."""
     if any(not rows.any(1).all() for rows in tensors):
         raise TrainingError(
             "Optimizer sphere turns vectors, and one of these is zero, which points nowhere. Give the embedding an "
@@ -71,10 +71,14 @@ def check_turning(tensors: Iterable[Tensor], rates: LearningRateSchedule) -> Non
             f"With optimizer sphere the learning rate is an angle in radians, and {fastest:g} is more than a quarter "
             "turn, 1.57. Try 0.1."
         )
+
+
+def warn_of_short_way(rates: LearningRateSchedule) -> None:
+    """Say where `Turning` will not get far from the start; what has been trained before may need no more."""
     path = sum(rate * steps for rate, steps in rates.spans)
     steps = sum(steps for _, steps in rates.spans)
     if path < QUARTER:
         log.warning(
             f"textinv: at these learning rates optimizer sphere turns vectors by {path:.2g} radians at the most, and "
-            f"what they could learn lies further away. Try {REACH / steps:.1g}, or more steps."
+            f"what they could learn lies further away. Try {min(1, REACH / steps):.1g}, or more steps."
         )
