@@ -161,10 +161,10 @@ def draw_figure(taught: Mapping[str, Mapping[str, Lessons]], path: Path) -> None
     """What is right, and what follows changes, against seconds, for subjects and styles; needs matplotlib."""
     from matplotlib import pyplot
 
-    drawing, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharey="row")
-    for (row, figure), (column, kind) in ((r, c) for r in enumerate(("right", "edited")) for c in enumerate(UNTIL)):
+    drawing, axes = pyplot.subplots(2, len(taught), figsize=(5.5 * len(taught), 7), sharey="row", squeeze=False)
+    for (row, figure), (column, kind) in ((r, c) for r in enumerate(("right", "edited")) for c in enumerate(taught)):
         axis = axes[row][column]
-        for i, recipe in enumerate(RECIPES):
+        for i, recipe in ((i, recipe) for i, recipe in enumerate(RECIPES) if recipe in taught[kind]):
             ours = recipe.startswith("preset")
             style = {"color": "black" if ours else f"C{i}", "linewidth": 2.2 if ours else 1.2}
             style["linestyle"] = ":" if recipe == "preset" else "-"
