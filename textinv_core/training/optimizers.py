@@ -32,7 +32,8 @@ class Turning(Optimizer):
     Which way it points is what a vector means; grown beyond the vocabulary's, as AdamW leaves them, it drowns the rest
     of a prompt. The gradient is projected onto the tangent space, and only its direction is used, so that no step
     depends on how large losses are. As Directional Textual Inversion does (Kim et al. 2025,
-    https://arxiv.org/abs/2512.13672), but along the great circle, and without its pull back to the first direction.
+    https://arxiv.org/abs/2512.13672), but along the great circle, at the length it began with, which there is the
+    vocabulary's mean, and without its pull back to the first direction.
 
     params: vectors [dim], not zero. A step with no gradient, or one along the vector, moves nothing.
     """
