@@ -102,8 +102,17 @@ def test_an_angle_beyond_a_quarter_turn_is_no_angle():
         next(train(FakeModel(), fake_examples(2), fake_embedding(), settings("0.1:50, 2")))
 
 
-@pytest.mark.parametrize(("rate", "is_told"), [("0.002", True), ("0.1:10, 0.001", True), ("0.05", False)])
-def test_says_when_vectors_will_not_get_far(rate, is_told, caplog):
+@pytest.mark.parametrize(
+    ("rate", "steps", "said"),
+    [
+        ("0.002", 100, "by 0.2 radians in all 100 steps"),
+        ("0.002", 100, "Try a rate of 0.05, or more steps."),
+        ("0.1:10, 0.001", 100, "by 1.1 radians"),
+        ("0.3", 4, "a quarter turn, 1.57. Try more steps."),
+        ("0.05", 100, None),
+    ],
+)
+def test_says_when_vectors_will_not_get_far(rate, steps, said, caplog):
     with caplog.at_level(logging.WARNING, "textinv"):
-        check_turning([torch.ones(2, 4)], LearningRateSchedule(rate, 100))
-    assert ("Try 0.05, or more steps" in caplog.text) == is_told
+        check_turning([torch.ones(2, 4)], LearningRateSchedule(rate, steps))
+    assert said in caplog.text if said else not caplog.text
