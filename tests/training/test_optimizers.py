@@ -13,7 +13,7 @@ from textinv_core.errors import TrainingError
 from textinv_core.picture import Picture
 from textinv_core.schedule import LearningRateSchedule
 from textinv_core.training.learn import learn
-from textinv_core.training.optimizers import Turning, check_turning, optimizer, warn_of_short_way
+from textinv_core.training.optimizers import Turning, optimizer, warn_of_short_way
 from textinv_core.training.settings import OPTIMIZERS, TrainSettings
 
 
@@ -105,15 +105,19 @@ def test_an_angle_beyond_a_quarter_turn_is_no_angle():
 
 
 @pytest.mark.parametrize(
-    ("rate", "steps", "advice"),
-    [("0.002", 100, "0.05"), ("0.1:10, 0.001", 100, "0.05"), ("0.05", 100, None), ("0.002", 2, "1")],
+    ("rate", "steps", "said"),
+    [
+        ("0.002", 100, "by 0.2 radians in all 100 steps"),
+        ("0.002", 100, "Try a rate of 0.05, or more steps."),
+        ("0.1:10, 0.001", 100, "by 1.1 radians"),
+        ("0.3", 4, "a quarter turn, 1.57. Try more steps."),
+        ("0.05", 100, None),
+    ],
 )
-def test_says_when_vectors_will_not_get_far(rate, steps, advice, caplog):
+def test_says_when_vectors_will_not_get_far(rate, steps, said, caplog):
     with caplog.at_level(logging.WARNING, "textinv"):
         warn_of_short_way(LearningRateSchedule(rate, steps))
-    assert (f"Try {advice}, or more steps" in caplog.text) == bool(advice)
-    if advice:
-        check_turning([torch.ones(2, 4)], LearningRateSchedule(advice, steps))  # which takes it
+    assert said in caplog.text if said else not caplog.text
 
 
 @pytest.mark.parametrize(("step", "times"), [(0, 1), (90, 0)])
@@ -122,4 +126,4 @@ def test_says_so_once_and_not_of_what_has_been_trained_before(step, times, caplo
     host, pictures = FakeHost(FakeModel()), [Picture(torch.ones(16, 16, 3), torch.ones(16, 16), "", "1")]
     with caplog.at_level(logging.WARNING, "textinv"):
         list(learn(host, pictures, fake_embedding(step=step), told, tmp_path))
-    assert sum("lies further away" in message for message in caplog.messages) == times
+    assert sum("usually further away" in message for message in caplog.messages) == times

@@ -15,8 +15,7 @@ from ..schedule import LearningRateSchedule
 log = logging.getLogger("textinv")
 
 QUARTER = math.pi / 2
-# Radians that all steps of the toy world's quickest recipe turn a vector by, one way and another; those of Kim et al.,
-# 400 to 500 steps of 0.01, are as many.
+# Radians that all steps together turn a vector by, one way and another, in the recipe of Kim et al.: 500 steps of 0.01.
 REACH = 5
 
 
@@ -79,7 +78,9 @@ def warn_of_short_way(rates: LearningRateSchedule) -> None:
     path = sum(rate * steps for rate, steps in rates.spans)
     steps = sum(steps for _, steps in rates.spans)
     if path < QUARTER:
+        rate = REACH / steps
+        advice = f"Try a rate of {rate:.1g}, or more steps." if rate < QUARTER / 2 else "Try more steps."
         log.warning(
-            f"textinv: at these learning rates optimizer sphere turns vectors by {path:.2g} radians at the most, and "
-            f"what they could learn lies further away. Try {min(1, REACH / steps):.1g}, or more steps."
+            f"textinv: optimizer sphere turns vectors by {path:.2g} radians in all {steps} steps, and what they could "
+            f"learn is usually further away than a quarter turn, 1.57. {advice}"
         )
