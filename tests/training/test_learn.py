@@ -121,6 +121,7 @@ def test_the_folder_says_what_decided_the_result(tmp_path):
         "template": ["[name], [filewords]"],
         "steps": 2,
         "learning_rate": "0.01:5, 0.001",
+        "optimizer": "adamw",
         "batch_size": 1,
         "gradient_accumulation": 1,
         "seed": 2**53,

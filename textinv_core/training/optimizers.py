@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from ..errors import TrainingError
 from ..schedule import LearningRateSchedule
@@ -22,7 +22,7 @@ REACH = 5
 def optimizer(name: str, rows: Iterable[Tensor], rate: float) -> Optimizer:
     """One of `settings.OPTIMIZERS` for vectors [dim] each. Neither decays weights, which would pull vectors to zero,
     where there are no words."""
-    return Turning(rows, rate) if name == "sphere" else AdamW(rows, rate, weight_decay=0.0)
+    return Turning(rows, rate) if name == "sphere" else torch.optim.AdamW(rows, rate, weight_decay=0.0)
 
 
 class Turning(Optimizer):
