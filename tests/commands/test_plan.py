@@ -36,7 +36,14 @@ def test_jobs_of_before_there_were_these_settings_are_done_unless_one_is_set():
     earlier = {"template", "steps", "learning_rate", "batch_size", "gradient_accumulation", "seed", "gradient_clipping"}
     earlier |= {"clip_at", "min_timestep", "max_timestep", "loss_weighting"}
     assert {*facts_of(PLAN)["train"]} == earlier
-    for changed in ({"held_out": 1}, {"resume": "fresh"}, {"evaluate_every": 5}, {"early_stop": "dvar"}):
+    changes = (
+        {"held_out": 1},
+        {"resume": "fresh"},
+        {"evaluate_every": 5},
+        {"early_stop": "dvar"},
+        {"optimizer": "sphere"},
+    )
+    for changed in changes:
         assert facts_of(replace(PLAN, train=replace(PLAN.train, **changed))) != facts_of(PLAN)
 
 

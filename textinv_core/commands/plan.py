@@ -167,7 +167,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     for name in ("save_every", "keep", "gradient_checkpointing"):
         del facts["train"][name]
     # Jobs that were done before there were these settings are done.
-    for name in ("resume", "evaluate_every", "held_out", "early_stop", "patience"):
+    for name in ("resume", "evaluate_every", "held_out", "early_stop", "patience", "optimizer"):
         if facts["train"][name] == getattr(TrainSettings, name):
             del facts["train"][name]
     return json.loads(json.dumps(facts, default=str))  # paths are texts, tuples lists
