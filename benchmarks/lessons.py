@@ -50,9 +50,7 @@ class Lesson:
     settings: Mapping[str, Any] = field(default_factory=dict)
     shuffle: Mapping[str, Any] = field(default_factory=dict)
     looks: tuple[int, ...] = (200,)
-    sparing: bool = (
-        False  # ask for changes only at every other look, the last, and the first with each of REACHED right
-    )
+    sparing: bool = False  # ask for changes at every other look alone, the last, and the first with each of REACHED
     evaluate_every: int = 0  # also take the fixed loss, before the first step and every so many; 0 for never
     pictures: int = 8  # to judge by at each look, and as many with changes
     model: str = ""  # a folder with a toy world, for another than the shipped one

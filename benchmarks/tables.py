@@ -53,10 +53,11 @@ def until(values: Any) -> str:
 
 def times(less: Any, more: Any) -> str:
     """How many times `less` goes into `more`, by their medians over lessons, with its `interval`; some may be infinite.
-    Nothing where it never gets there."""
+    Nothing where it never gets there; in a resample without it, no times, wherever the other gets."""
 
     def ratio(a: Any, b: Any, axis: int | None) -> Any:
-        return np.median(b, axis=axis) / np.median(a, axis=axis)
+        at = np.asarray(np.median(a, axis=axis))
+        return np.divide(np.median(b, axis=axis), at, out=np.zeros_like(at), where=np.isfinite(at))
 
     if not math.isfinite(np.median(less)):
         return ""

@@ -18,7 +18,7 @@ from ..textinv_core.files import numbered
 from ..textinv_core.formats import keeps_facts
 from ..textinv_core.hosts.comfy import ComfyHost
 from ..textinv_core.hosts.comfy_vision import comparable_encoder, image_embeds, pooled_text
-from ..textinv_core.images import as_pictures, save_picture
+from ..textinv_core.images import save_picture, split_batches
 from ..textinv_core.training.presets import PRESETS
 from ..textinv_core.training.warm_start import STEPS, warm_start
 from .embedding_files import FOUND_BY_PROMPTS, entries, find
@@ -106,7 +106,7 @@ def _check_both(connected: tuple[bool, bool]) -> None:
 def _near(images: Sequence[Any], embedding: Embedding, clip: Any, clip_vision: Any) -> Embedding:
     """`embedding`, turned to where the vision model sees the pictures of lists and batches."""
     key = comparable_encoder(clip, clip_vision)
-    seen = image_embeds(clip_vision, [picture.pixels for picture in as_pictures(images)])
+    seen = image_embeds(clip_vision, split_batches(images))
     bar = comfy.utils.ProgressBar(STEPS)
     with pooled_text(clip, key) as pooled:
         return warm_start(embedding, key, seen, pooled, partial(bar.update, 1))

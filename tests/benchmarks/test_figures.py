@@ -108,6 +108,8 @@ def test_how_many_times_quicker():
     assert times([[2, 2], [2, 2]], [[10, 10], [10, 10]]) == "5.0 (5.0 to 5.0)"
     assert times([[2], [2]], [[math.inf], [math.inf]]) == "many (many to many)"
     assert times([[math.inf], [math.inf]], [[2], [2]]) == ""
+    # Where of three characters neither gets to one, a resample of that one alone does not make it any quicker.
+    assert times([[2], [2], [math.inf]], [[10], [10], [math.inf]]) == "5.0 (0.0 to 5.0)"
 
 
 def test_a_row_of_recipes():

@@ -23,7 +23,7 @@ def test_a_character_is_learnt_from_eight_pictures():
     assert accuracy(after) > 0.85
 
 
-def test_the_fast_preset_needs_a_tenth_of_the_steps():
+def test_the_fast_preset_has_learnt_when_the_usual_one_has_just_begun():
     fast, usual = (replace(lesson(recipe, "subject", 20, 0), looks=(32,)) for recipe in ("preset fast", "preset"))
     assert accuracy(teach(fast)[0]) > 0.85
     assert accuracy(teach(usual)[0]) < 0.7

@@ -39,7 +39,8 @@ def test_what_cannot_be_compared_is_a_sentence(found):
     assert all(error.startswith("UserError: ") for error in errors.values())
     assert "puts out vectors 64 wide" in errors["width"]
     assert "has no projection" in errors["no projection"]
-    for mismatch in ("width", "no projection"):
+    assert "there is no CLIP vision model" in errors["none"]
+    for mismatch in ("width", "no projection", "none"):
         assert "CLIP-ViT-bigG-14-laion2B-39B-b160k, 96 wide, for clip_g" in errors[mismatch]
     assert "With 72 vectors the embedding 'cat' does not fit into one window" in errors["too many"]
     assert "may lack the text projection" in errors["no text projection"]

@@ -22,7 +22,7 @@ from textinv_core.training import record
 from textinv_core.training.jobs import Job, run_jobs
 from textinv_core.training.learn import Preview, learn
 from textinv_core.training.parallel import ALONE, Processes, join
-from textinv_core.training.settings import TrainSettings
+from textinv_core.training.settings import OPTIMIZERS, TrainSettings
 
 STEPS = 60
 TOYWORLD = Path(__file__).parents[2] / "textinv_core" / "toyworld"
@@ -65,6 +65,7 @@ def drawn(number: int) -> dict[str, Any]:
             keep=some(0, 2),
             early_stop=some("off", "off", "patience", "dvar"),
             patience=3,
+            optimizer=OPTIMIZERS[number % 2],
         ),
         "shuffle": ShuffleConfig(draw.choice(MODES), some("sample", "occurrence", "batch"), some(True, False), 11),
         "sizes": [(16, 24), *[some((16, 24), (24, 16), (16, 16)) for _ in range(4)]],

@@ -7,11 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import FakeModel, fake_embedding, fake_examples, fixed, train
+from tests.fakes import FakeHost, FakeModel, fake_embedding, fake_examples, fixed, train
 from textinv_core.embedding import Embedding
 from textinv_core.errors import TrainingError
+from textinv_core.picture import Picture
 from textinv_core.schedule import LearningRateSchedule
-from textinv_core.training.optimizers import Turning, check_turning, optimizer
+from textinv_core.training.learn import learn
+from textinv_core.training.optimizers import Turning, optimizer, warn_of_short_way
 from textinv_core.training.settings import OPTIMIZERS, TrainSettings
 
 
@@ -114,5 +116,14 @@ def test_an_angle_beyond_a_quarter_turn_is_no_angle():
 )
 def test_says_when_vectors_will_not_get_far(rate, steps, said, caplog):
     with caplog.at_level(logging.WARNING, "textinv"):
-        check_turning([torch.ones(2, 4)], LearningRateSchedule(rate, steps))
+        warn_of_short_way(LearningRateSchedule(rate, steps))
     assert said in caplog.text if said else not caplog.text
+
+
+@pytest.mark.parametrize(("step", "times"), [(0, 1), (90, 0)])
+def test_says_so_once_and_not_of_what_has_been_trained_before(step, times, caplog, tmp_path):
+    told = settings("0.001", 91 if step else 1)
+    host, pictures = FakeHost(FakeModel()), [Picture(torch.ones(16, 16, 3), torch.ones(16, 16), "", "1")]
+    with caplog.at_level(logging.WARNING, "textinv"):
+        list(learn(host, pictures, fake_embedding(step=step), told, tmp_path))
+    assert sum("usually further away" in message for message in caplog.messages) == times

@@ -35,11 +35,15 @@ def comparable_encoder(clip: Any, clip_vision: Any) -> str:
             "and SD2.x's clip_h come with the projection that it takes, and an SD1.x checkpoint has none. Disconnect "
             "clip_vision and images; the embedding then starts as its init text."
         )
+    fits = " or ".join(f"{TRAINED_WITH[key]}, {width} wide, for {key}" for key, width in widths.items())
+    if clip_vision is None:  # so unCLIPCheckpointLoader says that a checkpoint has none
+        raise UserError(
+            f"Where clip_vision comes from, there is no CLIP vision model: most checkpoints lack one. Load {fits}."
+        )
     projection = getattr(clip_vision.model, "visual_projection", None)
     seen = projection.out_features if isinstance(projection, nn.Linear) else None
     if key := next((key for key, width in widths.items() if width == seen), None):
         return key
-    fits = " or ".join(f"{TRAINED_WITH[key]}, {width} wide, for {key}" for key, width in widths.items())
     differs = (
         "has no projection into the space that CLIP compares in" if seen is None else f"puts out vectors {seen} wide"
     )

@@ -31,7 +31,8 @@ class Turning(Optimizer):
     Which way it points is what a vector means; grown beyond the vocabulary's, as AdamW leaves them, it drowns the rest
     of a prompt. The gradient is projected onto the tangent space, and only its direction is used, so that no step
     depends on how large losses are. As Directional Textual Inversion does (Kim et al. 2025,
-    https://arxiv.org/abs/2512.13672), but along the great circle, and without its pull back to the first direction.
+    https://arxiv.org/abs/2512.13672), but along the great circle, at the length it began with, which there is the
+    vocabulary's mean, and without its pull back to the first direction.
 
     params: vectors [dim], not zero. A step with no gradient, or one along the vector, moves nothing.
     """
@@ -58,7 +59,7 @@ class Turning(Optimizer):
 
 
 def check_turning(tensors: Iterable[Tensor], rates: LearningRateSchedule) -> None:
-    """Raise TrainingError where `Turning` cannot turn; warn where it will not get far."""
+    """Raise TrainingError where `Turning` cannot turn."""
     if any(not rows.any(1).all() for rows in tensors):
         raise TrainingError(
             "Optimizer sphere turns vectors, and one of these is zero, which points nowhere. Give the embedding an "
@@ -70,6 +71,10 @@ def check_turning(tensors: Iterable[Tensor], rates: LearningRateSchedule) -> Non
             f"With optimizer sphere the learning rate is an angle in radians, and {fastest:g} is more than a quarter "
             "turn, 1.57. Try 0.1."
         )
+
+
+def warn_of_short_way(rates: LearningRateSchedule) -> None:
+    """Say where `Turning` will not get far from the start; what has been trained before may need no more."""
     path = sum(rate * steps for rate, steps in rates.spans)
     steps = sum(steps for _, steps in rates.spans)
     if path < QUARTER:

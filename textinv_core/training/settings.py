@@ -61,15 +61,16 @@ class TrainSettings:
         str,
         Doc(
             "One rate, or rates with the step each one lasts to: 0.005:100, 1e-3:1000, 1e-5. Where the last one has a "
-            "step too, training ends there. With optimizer sphere it is the angle of a step in radians, a hundred "
-            "times as much."
+            "step too, training ends there. With optimizer sphere it is the angle of a step in radians: "
+            "0.3:10, 0.2:20, 0.1:40, 0.05:80, 0.025."
         ),
     ] = "0.002"
     optimizer: Annotated[
         str,
         Doc(
             "adamw moves vectors freely. sphere only turns them, by as much as the learning rate says, so that they "
-            "stay as long as words are (Directional Textual Inversion, Kim et al. 2025): it learns in far fewer steps."
+            "stay as long as the words they began as (after Directional Textual Inversion, Kim et al. 2025); with "
+            "angles that fall it learns in far fewer steps."
         ),
     ] = "adamw"
     batch_size: Annotated[

@@ -109,6 +109,7 @@ with torch.inference_mode():
     result["errors"] = {
         "width": error(clip, toyworld.random_clip_vision(64), pictures),
         "no projection": error(clip, unprojected, pictures),
+        "none": error(clip, None, pictures),
         "too many": error(clip, vision, pictures, vectors=72),
     }
     clip.cond_stage_model.clip_g.transformer.text_projection.weight.zero_()
