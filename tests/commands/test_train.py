@@ -67,6 +67,15 @@ def test_a_training_leaves_the_embedding_and_its_record(textinv, world, tmp_path
     assert str(tmp_path / "cat.safetensors") in done.out and str(folder) in done.out
 
 
+@pytest.mark.parametrize("told", [["--preset", "fast"], ["--optimizer", "sphere", "--learning-rate", "0.4"]])
+def test_vectors_can_be_turned(textinv, world, tmp_path, told):
+    done = textinv("train", *world.flags, *told, "--name", "cat", "--vectors", 2, "--steps", 2, "--output", tmp_path)
+    assert done.code == 0, done.err
+    made = load_embedding(tmp_path / "cat.safetensors").vectors["clip_l"]
+    assert not torch.equal(made[0], made[1])
+    assert float(made[0].norm()) == pytest.approx(float(made[1].norm()), rel=1e-6)  # that of the word both begin as
+
+
 @pytest.mark.parametrize(("told", "size"), [([], "64x64"), (["--height", 32], "64x32")])
 def test_the_size_is_the_model_s_own_where_none_is_set(textinv, world, tmp_path, told, size):
     flags = [*world.model, "--images", world.folder / "pictures", "--init-text", "figure", *told]
@@ -209,6 +218,8 @@ def test_going_on_with_another_model_forgets_the_earlier_one(textinv, world, tmp
         (["--images", "nowhere"], "--images is 'nowhere'"),
         (["--model", "nowhere"], "--model is 'nowhere'"),
         (["--from", "nowhere"], "--from is 'nowhere'"),
+        (["--preset", "fast", "--init-text", " "], "Give the embedding an init text"),
+        (["--optimizer", "sphere", "--learning-rate", "2"], "more than a quarter turn"),
         *((["--device", name], f"no device '{name}' here") for name in ("meta", "cuda:9", "hpu", "xyz", "")),
     ],
 )

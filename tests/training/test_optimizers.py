@@ -13,7 +13,7 @@ from textinv_core.errors import TrainingError
 from textinv_core.picture import Picture
 from textinv_core.schedule import LearningRateSchedule
 from textinv_core.training.learn import learn
-from textinv_core.training.optimizers import Turning, optimizer, warn_of_short_way
+from textinv_core.training.optimizers import Turning, optimizer, warn_of_rates
 from textinv_core.training.settings import OPTIMIZERS, TrainSettings
 
 
@@ -116,8 +116,15 @@ def test_an_angle_beyond_a_quarter_turn_is_no_angle():
 )
 def test_says_when_vectors_will_not_get_far(rate, steps, said, caplog):
     with caplog.at_level(logging.WARNING, "textinv"):
-        warn_of_short_way(LearningRateSchedule(rate, steps))
+        warn_of_rates("sphere", LearningRateSchedule(rate, steps), is_new=True)
     assert said in caplog.text if said else not caplog.text
+
+
+@pytest.mark.parametrize(("rate", "is_told"), [("0.4:8, 0.002", True), ("0.02:8, 0.002", False)])
+def test_says_that_a_rate_may_be_an_angle(rate, is_told, caplog):
+    with caplog.at_level(logging.WARNING, "textinv"):
+        warn_of_rates("adamw", LearningRateSchedule(rate, 10), is_new=True)
+    assert ("or is it an angle, for optimizer sphere?" in caplog.text) == is_told
 
 
 @pytest.mark.parametrize(("step", "times"), [(0, 1), (90, 0)])

@@ -37,7 +37,7 @@ def load_embeddings(files: Sequence[Path]) -> "list[Embedding]":
 
 
 def check_embeddings(plan: Plan) -> "Embedding":
-    """What is trained, as far as it is known without the model: a new embedding has no vectors worth the name yet.
+    """What is trained, as far as it is known without the model: of a new embedding's vectors, whether they are zero.
 
     Raises as `load_embeddings`, UserError where one of those has the name of what is trained, and where no step is
     left.
@@ -50,7 +50,7 @@ def check_embeddings(plan: Plan) -> "Embedding":
     if plan.from_:
         start = continued(load_only(plan.from_), plan.name)
     else:
-        start = Embedding(plan.name, {"clip_l": torch.zeros(1, 1)}, step=0)
+        start = Embedding(plan.name, {"clip_l": torch.full((1, 1), float(bool(plan.init_text.strip())))}, step=0)
     if start.name in (each.name for each in load_embeddings(plan.embedding)):
         raise SettingError(
             lambda name: (

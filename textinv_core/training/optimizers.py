@@ -17,6 +17,8 @@ log = logging.getLogger("textinv")
 QUARTER = math.pi / 2
 # Radians that all steps together turn a vector by, one way and another, in the recipe of Kim et al.: 500 steps of 0.01.
 REACH = 5
+# AdamW's first step moves each number by the rate; CLIP's words have numbers of 0.01, and a norm of 0.4.
+TOO_FAST = 0.1
 
 
 def optimizer(name: str, rows: Iterable[Tensor], rate: float) -> Optimizer:
@@ -69,15 +71,22 @@ def check_turning(tensors: Iterable[Tensor], rates: LearningRateSchedule) -> Non
     if fastest > QUARTER:
         raise TrainingError(
             f"With optimizer sphere the learning rate is an angle in radians, and {fastest:g} is more than a quarter "
-            "turn, 1.57. Try 0.1."
+            "turn, 1.57. Try 0.05."
         )
 
 
-def warn_of_short_way(rates: LearningRateSchedule) -> None:
-    """Say where `Turning` will not get far from the start; what has been trained before may need no more."""
+def warn_of_rates(name: str, rates: LearningRateSchedule, is_new: bool) -> None:
+    """Say where rates look like those of another of `settings.OPTIMIZERS`, and where `Turning` will not get far from
+    the start: what has been trained before, is_new False, may need no more."""
+    fastest = max(rate for rate, _ in rates.spans)
+    if name == "adamw" and fastest > TOO_FAST:
+        log.warning(
+            f"textinv: a learning rate of {fastest:g} takes optimizer adamw further in one step than a word's vector "
+            "is long. Try 0.002; or is it an angle, for optimizer sphere?"
+        )
     path = sum(rate * steps for rate, steps in rates.spans)
     steps = sum(steps for _, steps in rates.spans)
-    if path < QUARTER:
+    if name == "sphere" and is_new and path < QUARTER:
         rate = REACH / steps
         advice = f"Try a rate of {rate:.1g}, or more steps." if rate < QUARTER / 2 else "Try more steps."
         log.warning(

@@ -62,7 +62,7 @@ class TrainSettings:
         Doc(
             "One rate, or rates with the step each one lasts to: 0.005:100, 1e-3:1000, 1e-5. Where the last one has a "
             "step too, training ends there. With optimizer sphere it is the angle of a step in radians: "
-            "0.3:10, 0.2:20, 0.1:40, 0.05:80, 0.025."
+            "0.4:8, 0.2:16, 0.1:32, 0.05:64, 0.025."
         ),
     ] = "0.002"
     optimizer: Annotated[

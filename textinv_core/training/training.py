@@ -22,7 +22,7 @@ from .evaluation import Evaluated, Probe, can_end_early, has_learnt_enough, nois
 from .examples import Example, batches_per_epoch, epoch
 from .learnable import Address, Batch, Learnable
 from .objective import draw_noise, prediction_losses
-from .optimizers import check_turning, optimizer, warn_of_short_way
+from .optimizers import check_turning, optimizer, warn_of_rates
 from .parallel import ALONE, Processes
 from .room import Room
 from .settings import TrainSettings
@@ -122,8 +122,8 @@ class Training:
                 f"textinv: early_stop {settings.early_stop} will not end this training: in {steps} steps the fixed "
                 "loss is taken too seldom to tell. Let it be taken more often (evaluate_every), or train longer."
             )
-        if settings.optimizer == "sphere" and not self.step and processes.rank == 0:
-            warn_of_short_way(self._rates)
+        if processes.rank == 0:
+            warn_of_rates(settings.optimizer, self._rates, is_new=not self.step)
         self._room, self._processes = Room(model, settings), processes
         self._order: tuple[int, list[list[int]]] = -1, []
         with torch.inference_mode(False):
