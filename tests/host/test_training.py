@@ -13,8 +13,6 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from textinv_core.training.presets import PRESETS
-
 GRAPHS = Path(__file__).parent / "graphs"
 COLOURS = ("crimson", "seagreen", "royalblue", "goldenrod")
 
@@ -306,29 +304,3 @@ def test_save_overwrites_only_if_told(server, pictures, base):
     assert save(True, "big red dog") == {"kept": 3, "kept_2": 2}
     with pytest.raises(server.Error, match=r"'my dog'.*Try 'my_dog'"):
         save(False, "dog", "my dog")
-
-
-def fixed_losses(run) -> list[float]:
-    with (run / "fixed_loss.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("checkpoint", ["sd15", "sdxl"])
-def test_the_fast_preset_lowers_the_fixed_loss_sooner(server, pictures, checkpoint):
-    """On the same noise, after as many pictures. Random weights: this tells of descent, not of what is learnt."""
-    fast = PRESETS["fast"]["train"]
-    levels = {key: fast[key] for key in ("min_timestep", "max_timestep")}
-    recipes = {
-        "usual": {**levels, "batch_size": 4, "learning_rate": "0.002", "steps": 24},
-        "fast": {**fast, "batch_size": 2, "gradient_accumulation": 1, "steps": 48},
-    }
-    left = {}
-    for name, changes in recipes.items():
-        of_run = {"name": f"{name}-{checkpoint}", "preview_steps": 0, "evaluate_every": changes["steps"]}
-        server.run(training_graph(checkpoint, **{**changes, **of_run}))
-        [run] = runs(server, f"{name}-{checkpoint}")
-        before, after = fixed_losses(run)
-        left[name] = after / before
-    print(checkpoint, left)
-    assert 1 - left["fast"] > 2 * (1 - left["usual"])
