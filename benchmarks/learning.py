@@ -64,7 +64,7 @@ RECIPES: dict[str, dict[str, Changed]] = {
     "kohya": of_field({"vectors": 4, "learning_rate": "1e-6", "batch_size": 4}),
     "DTI": of_field({"vectors": 1, "optimizer": "sphere", "learning_rate": "0.01", "batch_size": 4}),
     "preset": {"subject": of_preset("subject"), "style": of_preset("style")},
-    "preset fast": {"subject": of_preset("fast"), "style": of_preset("fast-style")},
+    "preset fast": of_field(of_preset("fast")),
 }
 # Pictures seen in all. DTI's are those of its 400 steps: at 0.01 radians a quarter of them gets nowhere.
 UNTIL = {

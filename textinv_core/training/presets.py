@@ -1,8 +1,8 @@
 """Settings to start from.
 
 Each is laid out like a settings file of the command: what is not in it keeps its default. Of `subject`, which says what
-the defaults are, and `style` none learnt better in `benchmarks/RESULTS.md`; the fast ones learn in a fraction of the
-time there.
+the defaults are, and `style` none learnt better in `benchmarks/RESULTS.md`; `fast` learns a subject in a fraction of
+the time.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 _FAST: dict[str, Any] = {
     "optimizer": "sphere",
     "learning_rate": "0.4:8, 0.2:16, 0.1:32, 0.05:64, 0.025:128, 0.0125:256, 0.006",
+    "steps": 100,
     "gradient_accumulation": 2,
     "min_timestep": 300,
     "max_timestep": 800,
@@ -22,6 +23,5 @@ _FAST: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "subject": {"template": ["subject"], "vectors": 2, "train": {"learning_rate": "0.002", "steps": 500}},
     "style": {"template": ["style"], "vectors": 4, "train": {"learning_rate": "0.002", "steps": 1000}},
-    "fast": {"template": ["subject"], "vectors": 2, "train": {**_FAST, "steps": 100}},
-    "fast-style": {"template": ["style"], "vectors": 4, "train": {**_FAST, "steps": 200}},
+    "fast": {"template": ["subject"], "vectors": 2, "train": _FAST},
 }
