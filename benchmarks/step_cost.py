@@ -147,7 +147,8 @@ def contenders(
 
     from textinv_core.embedding import Embedding
     from textinv_core.hosts.autograd import ordinary_weights
-    from textinv_core.hosts.comfy import ComfyHost, tokenizer_with
+    from textinv_core.hosts.comfy import ComfyHost
+    from textinv_core.hosts.comfy_text import tokenizer_with
     from textinv_core.training.examples import Example
     from textinv_core.training.learnable import LearnableEmbedding
     from textinv_core.training.settings import TrainSettings

@@ -1,18 +1,16 @@
 """Training on the MODEL, CLIP and VAE objects of a ComfyUI graph, as they are. The only module that imports `comfy`,
-with `comfy_parts` and `comfy_vision`.
+with `comfy_parts`, `comfy_text` and `comfy_vision`.
 
 The host's own code does everything it can do: parsing prompts and their weights, windows of 75 tokens, clip skip,
 what a family conditions on besides text, its noise schedule and prediction type.
 """
 
 import copy
-import itertools
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,17 +22,16 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
-from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor, nn
 
 from ..devices import upload
 from ..embedding import Embedding
 from ..errors import UserError
 from ..noise import NoiseSchedule
-from ..prompts import EMBEDDING, read_name
 from .autograd import replaced_method, storages, tolerating_inplace
-from .base import Encoder, Find, Host, Known, Lookup, Occurrences, Sampling, TrainableModel
+from .base import Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .comfy_parts import identities, transformer_options
+from .comfy_text import ComfyEncoder, encode_together, encoded, encoders, tokenizer_with
 from .marks import mark
 from .precision import dtype_of
 
@@ -42,125 +39,6 @@ from .precision import dtype_of
 WITHOUT_BACKWARD = {"attention_sage", "attention3_sage", "attention_flash", "attention_comfy_kitchen_int8"}
 # What pictures are generated with where nothing is said.
 SAMPLER, SCHEDULER = "euler", "normal"
-
-
-# Text encoders and their embeddings
-
-
-@dataclass(frozen=True)
-class ComfyEncoder(Encoder):
-    """One text encoder of a CLIP: where its tokenizer hangs, that tokenizer, its model, and the CLIP."""
-
-    attribute: str
-    tokenizer: SDTokenizer
-    model: SDClipModel
-    clip: Any
-
-    @property
-    def table(self) -> Any:  # type: ignore[override]
-        return self.model.transformer.get_input_embeddings()
-
-    def tokens(self, text: str) -> list[tuple[int | Tensor, float]]:
-        windows = self.tokenizer.tokenize_with_weights(text, return_word_ids=True)
-        return [(token, weight) for window in windows for token, weight, word in window if word != 0]
-
-    def vectors(self, tokens: Sequence[int]) -> Tensor:
-        self.clip.load_model()
-        ids = torch.tensor(tokens, device=self.clip.patcher.load_device)
-        return self.table(ids, out_dtype=torch.float32).to("cpu", torch.float32)
-
-
-def encoders(clip: Any) -> dict[str, ComfyEncoder]:
-    """The text encoders of `clip` that take embeddings, by encoder key; none for some families."""
-    by_key = {}
-    for attribute, tokenizer in vars(clip.tokenizer).items():
-        model = getattr(clip.cond_stage_model, attribute, None)
-        reads_embeddings = isinstance(tokenizer, SDTokenizer) and tokenizer.embedding_directory is not None
-        if reads_embeddings and isinstance(model, SDClipModel):
-            by_key[tokenizer.embedding_key] = ComfyEncoder(attribute, tokenizer, model, clip)
-    return by_key
-
-
-@dataclass(frozen=True)
-class _TryGetEmbedding:
-    """`SDTokenizer._try_get_embedding` that knows more names: gives vectors, name, and the text left over.
-
-    A value, no closure: a CLIP that has it can be copied and pickled as others can.
-    """
-
-    host_finds: Any
-    key: str
-    find: Find
-
-    def __call__(self, text: str) -> tuple[Any, str, str]:
-        name, leftover = read_name(text)
-        vectors = self.find(self.key, name) if name else None
-        return self.host_finds(text) if vectors is None else (vectors, name, leftover)
-
-
-def tokenizer_with(clip: Any, find: Find) -> Any:
-    """A copy of `clip.tokenizer` for which `embedding:<name>` is what `find` gives, where it gives something."""
-    tokenizer = copy.copy(clip.tokenizer)
-    for key, encoder in encoders(clip).items():
-        own = copy.copy(encoder.tokenizer)
-        own._try_get_embedding = _TryGetEmbedding(encoder.tokenizer._try_get_embedding, key, find)
-        setattr(tokenizer, encoder.attribute, own)
-    return tokenizer
-
-
-class _SharedRun:
-    """`encode` of a text encoder, run once for the windows of several prompts, and handed out prompt by prompt."""
-
-    def __init__(self, encode: Callable[[list[list]], Any], windows: Sequence[list[list]]):
-        self._encode, self._windows = encode, windows
-        self._starts = [0, *itertools.accumulate(len(each) for each in windows)]
-
-    @cached_property
-    def _result(self) -> Any:
-        return self._encode([window for each in self._windows for window in each])
-
-    def part(self, prompt: int, to_encode: list[list]) -> Any:
-        """What `encode` would give for the windows of one prompt."""
-        here = slice(self._starts[prompt], self._starts[prompt + 1])
-        z, pooled, *extra = self._result
-        z, pooled = z[here], None if pooled is None else pooled[here]
-        extra = [{key: value[here] for key, value in each.items()} for each in extra]
-        if len(to_encode) == len(self._windows[prompt]):
-            return z, pooled, *extra
-        # Where words have weights, the host asks for an empty prompt behind the windows.
-        z_empty, pooled_empty, *_ = self._encode(to_encode[len(self._windows[prompt]) :])
-        return torch.cat([z, z_empty]), None if pooled is None else torch.cat([pooled, pooled_empty]), *extra
-
-
-def encode_together(clip: Any, prompts: Sequence[dict[str, list]]) -> list[list]:
-    """The host's conditionings of tokenised prompts, which it encodes one by one, each text encoder run once for all.
-
-    Text encoders are deep and narrow, and their weights may have to be cast: a batch of prompts costs little more than
-    one.
-    """
-    shared = []
-    for encoder in encoders(clip).values() if len(prompts) > 1 else ():
-        key = encoder.attribute if encoder.attribute in prompts[0] else encoder.attribute.removeprefix("clip_")
-        windows = [[[token for token, _ in window] for window in prompt.get(key, [])] for prompt in prompts]
-        # T5 pads to no common length; it has to take its prompts one by one.
-        if len({len(window) for each in windows for window in each}) == 1 and all(windows):
-            encode: Any = encoder.model.encode
-            shared.append((encoder.model, _SharedRun(encode, windows)))
-    encoded = []
-    for number, prompt in enumerate(prompts):
-        with ExitStack() as stack:
-            for model, run in shared:
-                own_part = partial(run.part, number)
-                stack.enter_context(replaced_method(model, "encode", lambda _, own_part=own_part: own_part))
-            encoded.append(clip.encode_from_tokens_scheduled(prompt, show_pbar=False))
-    return encoded
-
-
-def _encoded(clip: Any, name: str) -> list[Tensor]:
-    """The tensors of a conditioning, as CLIPTextEncode makes it, whose prompt is an embedding."""
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(f"{EMBEDDING}{name}"), show_pbar=False)
-    found = [tensor for cond, more in conditioning for tensor in (cond, *more.values())]
-    return [tensor.float() for tensor in found if isinstance(tensor, Tensor)]
 
 
 # Training
@@ -352,7 +230,7 @@ class ComfyHost(Host):
         return applied
 
     def _encoded(self, embedding: Embedding) -> list[Tensor]:
-        return _encoded(self.apply(embedding), embedding.name)
+        return encoded(self.apply(embedding), embedding.name)
 
     def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
         with TemporaryDirectory() as folder:  # the host looks through all that is below an embeddings folder
@@ -363,7 +241,7 @@ class ComfyHost(Host):
                 own = copy.copy(encoder.tokenizer)
                 own.embedding_directory = [folder]
                 setattr(clip.tokenizer, encoder.attribute, own)
-            return _encoded(clip, embedding.name)
+            return encoded(clip, embedding.name)
 
     @property
     def latent_multiple(self) -> int:

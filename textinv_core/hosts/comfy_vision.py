@@ -12,7 +12,8 @@ from ..embedding import Embedding
 from ..errors import UserError
 from .autograd import lean, ordinary_weights, storages, tolerating_inplace
 from .base import Known
-from .comfy import encoders, lean_modules, recast, set_for_training, tokenizer_with, without_streaming
+from .comfy import lean_modules, recast, set_for_training, without_streaming
+from .comfy_text import encoders, tokenizer_with
 
 # Encoder key -> the vision model it was trained with, for the text encoders whose checkpoints hold the projection into
 # the space they share. CLIP-L's, in SD1.x and SDXL, do not: the host computes with whatever was in memory there, and

@@ -19,7 +19,8 @@ import comfy.ldm.models.autoencoder  # noqa: E402
 import make_checkpoints  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from textinv.textinv_core.hosts.comfy import ComfyHost, tokenizer_with  # noqa: E402
+from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
+from textinv.textinv_core.hosts.comfy_text import tokenizer_with  # noqa: E402
 from textinv.textinv_core.hosts.tokens import tokens, windows  # noqa: E402
 from textinv.textinv_core.training.objective import prediction_losses  # noqa: E402
 
