@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.levers import LEVERS
 from benchmarks.toyworld import shipped, world
 from textinv_core.embedding import Embedding
 from textinv_core.files import write_atomically
@@ -54,6 +56,7 @@ class Lesson:
     evaluate_every: int = 0  # also take the fixed loss, before the first step and every so many; 0 for never
     pictures: int = 8  # to judge by at each look, and as many with changes
     model: str = ""  # a folder with a toy world, for another than the shipped one
+    lever: str = ""  # one of `levers.LEVERS`, which are not in the core
     halves: bool = False  # also judge the first and the last half of the vectors, by half as many pictures
 
     @property
@@ -234,7 +237,7 @@ def _job(lesson: Lesson) -> Job:
     sampling = {"width": world.SIZE, "height": world.SIZE, "guidance": shipped.GUIDANCE, "steps": STEPS}
     facts = {"world": _weights(lesson.model), "sampling": sampling, "portraits": PICTURES}
     # What a lesson says of these is in them, with the defaults it leaves.
-    elsewhere = "settings", "shuffle", "model"
+    elsewhere = "settings", "shuffle", "model", *(() if lesson.lever else ("lever",))
     facts["lesson"] = {key: value for key, value in asdict(lesson).items() if key not in elsewhere}
     facts["settings"] = asdict(_settings(lesson))
     facts["shuffle"] = asdict(ShuffleConfig(**lesson.shuffle))
@@ -247,7 +250,9 @@ def _work(lessons: Sequence[Lesson], folder: Path) -> None:
     by_name = {_job(lesson).name: lesson for lesson in lessons}
 
     def run(job: Job, place: Path) -> None:
-        write_atomically(place / "found.json", json.dumps(teach(by_name[job.name])).encode())
+        lesson = by_name[job.name]
+        with LEVERS[lesson.lever](model(lesson.model)) if lesson.lever else nullcontext():
+            write_atomically(place / "found.json", json.dumps(teach(lesson)).encode())
 
     outcomes = run_jobs([_job(lesson) for lesson in by_name.values()], folder, run)
     if failed := [outcome for outcome in outcomes if outcome.state == "failed"]:
