@@ -35,7 +35,7 @@ SETS = {
     "held_out": {"subject": range(30, 42), "style": range(30, 36)},
 }
 # Pictures seen when it is looked at.
-GRID = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 120, 160, 200, 240, 320, 400, 600, 800, 1200, 1600, 2000, 4000)
+GRID = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 120, 160, 200, 280, 400, 600, 800, 1200, 1600, 2000, 4000)
 STYLE_VECTORS = 4  # of recipes that name no number for styles: one is too few (`sweeps.py`)
 
 Changed = Mapping[str, Any]  # what is other than by default: settings of training, and those of a lesson
@@ -64,23 +64,32 @@ RECIPES: dict[str, dict[str, Changed]] = {
     "kohya": of_field({"vectors": 4, "learning_rate": "1e-6", "batch_size": 4}),
     "DTI": of_field({"vectors": 1, "optimizer": "sphere", "learning_rate": "0.01", "batch_size": 4}),
     "preset": {"subject": of_preset("subject"), "style": of_preset("style")},
-    "preset fast": of_field(of_preset("fast")),
+    "preset fast": {"subject": of_preset("fast"), "style": of_preset("fast-style")},
 }
+# The same with other numbers of vectors.
+OF_VECTORS: dict[str, dict[str, Changed]] = {
+    "A1111, 8 vectors": {"style": {**RECIPES["A1111"]["style"], "vectors": 8}},
+    "preset fast, 1 vector": {"subject": {**RECIPES["preset fast"]["subject"], "vectors": 1}},
+    "preset fast, 4 vectors": {kind: {**changed, "vectors": 4} for kind, changed in RECIPES["preset fast"].items()},
+}
+EVERY = RECIPES | OF_VECTORS
 # Pictures seen in all. DTI's are those of its 400 steps: at 0.01 radians a quarter of them gets nowhere.
 UNTIL = {
     "subject": {"DTI": 1600, "preset": 2000, "preset fast": 200},
-    "style": {"preset": 4000, "preset fast": 400},
+    "style": {"A1111": 1200, "DTI": 1600, "preset": 4000, "preset fast": 400},
 }
-OTHERS_UNTIL = {"subject": 400, "style": 1600}
-EARLY = ("A1111", "preset fast")  # of which some lessons are 90 % right before the first look at the others
-LATE = 40
+OTHERS_UNTIL = {"subject": 400, "style": 800}
+# The first look, before any lesson is 90 % right.
+FROM = {"preset fast": 8, "A1111": 24, "DTI": 100, "OneTrainer": 200, "kohya": 200}
+OTHERS_FROM = 48
 
 
 def lesson(recipe: str, kind: str, character: int, seed: int, model: str = "") -> Lesson:
-    settings = dict(RECIPES[recipe][kind])
+    settings = dict(EVERY[recipe][kind])
     own = {key: settings.pop(key) for key in ("vectors", "init_text") if key in settings}
-    end = UNTIL[kind].get(recipe, OTHERS_UNTIL[kind])
-    begin = 0 if recipe in EARLY else LATE
+    name, _, _ = recipe.partition(",")
+    end = UNTIL[kind].get(name, OTHERS_UNTIL[kind])
+    begin = FROM.get(name, OTHERS_FROM)
     looks = tuple(pictures // settings["batch_size"] for pictures in GRID if begin <= pictures <= end)
     return Lesson(character, kind, seed=seed, settings=settings, looks=looks, sparing=True, model=model, **own)
 
@@ -184,7 +193,7 @@ def draw_figure(taught: Mapping[str, Mapping[str, Lessons]], path: Path) -> None
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--set", choices=[*SETS], default="development")
-    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=[*RECIPES], metavar="RECIPE")
+    parser.add_argument("--recipes", nargs="+", choices=[*EVERY], default=[*EVERY], metavar="RECIPE")
     parser.add_argument("--kinds", nargs="+", choices=[*UNTIL], default=[*UNTIL], metavar="KIND")
     parser.add_argument("--model", default="", help="a folder with another toy world than the shipped one")
     parser.add_argument("--figure", type=Path, help="a picture file for what docs/learning.md shows")
@@ -199,6 +208,7 @@ def main() -> None:
                 for character in SETS[given.set][kind]
             ]
             for recipe in recipes
+            if kind in EVERY[recipe]
         }
         for kind in given.kinds
     }
@@ -210,7 +220,7 @@ def main() -> None:
     }
     for kind, rows in taught.items():
         print(f"\n{kind}: {len(SETS[given.set][kind])} of the set {given.set} x {given.seeds} seeds\n")
-        batches = {recipe: RECIPES[recipe][kind]["batch_size"] for recipe in rows}
+        batches = {recipe: EVERY[recipe][kind]["batch_size"] for recipe in rows}
         shown = ([recipe, *cells(of, rows["A1111"], rows["preset"], batches[recipe])] for recipe, of in rows.items())
         print(table(["recipe", *TITLES], shown))
     if given.figure:
