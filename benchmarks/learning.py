@@ -35,7 +35,7 @@ SETS = {
     "held_out": {"subject": range(30, 42), "style": range(30, 36)},
 }
 # Pictures seen when it is looked at.
-GRID = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 120, 160, 200, 280, 400, 600, 800, 1200, 1600, 2000, 4000)
+GRID = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 100, 120, 160, 200, 240, 320, 400, 600, 800, 1200, 1600, 2000, 4000)
 STYLE_VECTORS = 4  # of recipes that name no number for styles: one is too few (`sweeps.py`)
 
 Changed = Mapping[str, Any]  # what is other than by default: settings of training, and those of a lesson
@@ -80,8 +80,11 @@ UNTIL = {
 }
 OTHERS_UNTIL = {"subject": 400, "style": 800}
 # The first look, before any lesson is 90 % right.
-FROM = {"preset fast": 8, "A1111": 24, "DTI": 100, "OneTrainer": 200, "kohya": 200}
-OTHERS_FROM = 48
+FROM = {
+    "subject": {"A1111": 40, "invoke-training": 80, "DTI": 400, "preset fast": 8},
+    "style": {"DTI": 400, "preset": 400, "preset fast": 16},
+}
+OTHERS_FROM = 160
 
 
 def lesson(recipe: str, kind: str, character: int, seed: int, model: str = "") -> Lesson:
@@ -89,7 +92,7 @@ def lesson(recipe: str, kind: str, character: int, seed: int, model: str = "") -
     own = {key: settings.pop(key) for key in ("vectors", "init_text") if key in settings}
     name, _, _ = recipe.partition(",")
     end = UNTIL[kind].get(name, OTHERS_UNTIL[kind])
-    begin = FROM.get(name, OTHERS_FROM)
+    begin = FROM[kind].get(name, OTHERS_FROM)
     looks = tuple(pictures // settings["batch_size"] for pictures in GRID if begin <= pictures <= end)
     return Lesson(character, kind, seed=seed, settings=settings, looks=looks, sparing=True, model=model, **own)
 

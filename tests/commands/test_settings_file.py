@@ -57,7 +57,7 @@ def test_a_preset_lies_under_everything_else():
     assert made.train.template == TEMPLATES["style"]
     assert (made.vectors, made.train.batch_size, made.train.learning_rate) == (2, 3, "0.5")
     assert made.train.steps == PRESETS["style"]["train"]["steps"]
-    listed = "--preset cannot be 'stile'; there are subject, style, fast. Did you mean 'style'?"
+    listed = "--preset cannot be 'stile'; there are subject, style, fast, fast-style. Did you mean 'style'?"
     assert listed in refused({"preset": "stile"})
 
 

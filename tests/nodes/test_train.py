@@ -35,8 +35,12 @@ def test_inputs_that_old_graphs_lack_have_the_node_s_own_defaults(train):
     assert (preview.every, preview.seed) == (0, 0)
 
 
-def test_the_fast_example_is_the_preset(train):
-    graph = json.loads((PACK / "tests" / "host" / "graphs" / "train_fast_sd15.json").read_text())
-    [inputs] = [node["inputs"] for node in graph.values() if node["class_type"] == "TextInvTrainEmbedding"]
-    settings = train._settings(inputs)
-    assert settings == train.TrainSettings(settings.template, **PRESETS["fast"]["train"])
+@pytest.mark.parametrize(("example", "name"), [("train_fast_sd15", "fast"), ("train_fast_style_sd15", "fast-style")])
+def test_the_fast_examples_are_the_presets(train, example, name):
+    graph = json.loads((PACK / "tests" / "host" / "graphs" / f"{example}.json").read_text())
+    nodes = {node["class_type"]: node["inputs"] for node in graph.values()}
+    settings = train._settings(nodes["TextInvTrainEmbedding"])
+    preset = PRESETS[name]
+    assert settings == train.TrainSettings(settings.template, **preset["train"])
+    assert nodes["TextInvTrainEmbedding"]["template"] == preset["template"][0]
+    assert nodes["TextInvCreateEmbedding"]["vectors"] == preset["vectors"]

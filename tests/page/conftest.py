@@ -17,7 +17,7 @@ import pytest
 from tests.rig import PACK, Server, find_host, link, make_base, version
 
 HERE = Path(__file__).absolute().parent
-EXAMPLES = ("train_fast_sd15", "train_style_sd15", "train_subject_sd15", "train_subject_sdxl")
+EXAMPLES = ("train_fast_sd15", "train_fast_style_sd15", "train_style_sd15", "train_subject_sd15", "train_subject_sdxl")
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SETTINGS = {"Comfy.TutorialCompleted": True}  # else the page opens with the template browser
 

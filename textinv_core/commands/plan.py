@@ -46,8 +46,9 @@ class Plan:
     preset: Annotated[
         str,
         Doc(
-            "Settings to start from. subject and style learnt as well as any that were measured; fast learns a subject "
-            "in a fraction of the time. What you set yourself wins; a preset's rates belong to its optimizer."
+            "Settings to start from. subject and style learnt as well as any that were measured; fast and fast-style "
+            "learn the same in a tenth of the time. What you set yourself wins; a preset's rates belong to its "
+            "optimizer."
         ),
     ] = ""
     name: Annotated[
