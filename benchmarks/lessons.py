@@ -97,9 +97,11 @@ class Lesson:
         return ", ".join([*colours, world.PLACES[scene.position]])
 
 
-@cache
 def model(folder: str = "") -> PipelineHost:
-    return shipped.load(Path(folder or shipped.FOLDER))
+    return _loaded(Path(folder or shipped.FOLDER))
+
+
+_loaded = cache(shipped.load)
 
 
 @cache

@@ -205,21 +205,25 @@ class Training:
         first = self.step * settings.gradient_accumulation
         batches = [self._batch(number) for number in range(first, first + settings.gradient_accumulation)]
         own = batches[self._processes.rank :: self._processes.count]
-        results = torch.stack([self._loss_and_gradients(batch) for batch in own]).cpu()
-        asked = torch.full((len(own), 1), float(self._asked.is_set()))
-        # Batch by batch, so that the sum is rounded alike however many processes there are.
-        total = reduce(torch.add, self._processes.gather(torch.cat([results, asked], 1)))
-        self._is_whole = False
         sizes = [tensor.numel() for tensor in self._tensors.values()]
-        loss, *gradients, asked = total.split([1, *sizes, 1])
-        self._check_loss(loss.item(), f"of step {step}", rate)
-        norm = self._set_gradients(gradients, f"of step {step}", rate)
+        norm = math.inf
+        while norm == math.inf:
+            results = torch.stack([self._loss_and_gradients(batch) for batch in own]).cpu()
+            asked = torch.full((len(own), 1), float(self._asked.is_set()))
+            # Batch by batch, so that the sum is rounded alike however many processes there are.
+            total = reduce(torch.add, self._processes.gather(torch.cat([results, asked], 1)))
+            loss, *gradients, asked = total.split([1, *sizes, 1])
+            self._check_loss(loss.item(), f"of step {step}", rate)
+            norm = self._set_gradients(gradients, f"of step {step}", rate)
+            if norm == math.inf:
+                self._scaler.update()  # to half its scale; a step left out would be one of the largest of a schedule
+        self._is_whole = False
         self._check_reached(norm, batches)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        if 0 < norm < math.inf:  # else no prompt has named it, or fp16 overflowed: nothing is known of it yet
+        if norm > 0:  # else no prompt has named it: nothing is known of it yet
             self._good = self._learnt
         self._learnt = step, self._copy()
         self.step = step
@@ -410,7 +414,7 @@ class Training:
 
     def _set_gradients(self, gradients: Sequence[Tensor], when: str, rate: float) -> float:
         """Give each row its gradient, unscaled and clipped, or none where it is zero; returns the norm of all before
-        they were clipped, infinite where they overflowed and are to be tried smaller."""
+        they were clipped, infinity where they overflowed and are to be tried smaller."""
         settings = self.settings
         for (address, tensor), gradient in zip(self._tensors.items(), gradients, strict=True):
             tensor.grad = gradient.view_as(tensor)
@@ -419,6 +423,8 @@ class Training:
         self._scaler.unscale_(self._optimizer)
         norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
         self._check_gradients(norm, when, rate)
+        if not math.isfinite(norm):
+            return math.inf
         if settings.gradient_clipping == "norm":
             torch.nn.utils.clip_grad_norm_(self._tensors.values(), settings.clip_at)
         elif settings.gradient_clipping == "value":
