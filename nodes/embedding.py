@@ -83,8 +83,11 @@ class TextInvCreateEmbedding(io.ComfyNode):
         return named if named is not True else sentence(_check_both, (clip_vision is not None, images is not None))
 
     @classmethod
-    def execute(cls, clip_vision=(), images=(), **inputs) -> io.NodeOutput:
-        _check_both((bool(clip_vision), bool(images)))
+    def execute(cls, clip_vision=None, images=None, **inputs) -> io.NodeOutput:
+        _check_both((clip_vision is not None, images is not None))
+        if clip_vision is not None and not (clip_vision and images):
+            empty = "images" if clip_vision else "clip_vision"
+            raise UserError(f"{empty} is an empty list: nothing to start near came from the node connected to it.")
         made = []
         # It takes lists so that all pictures come at once. Of the others it makes an embedding each, as the host would:
         # those that have run out give their last again.

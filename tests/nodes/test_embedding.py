@@ -347,3 +347,10 @@ def test_lists_make_an_embedding_each_as_before(create):
 def test_all_pictures_are_for_one_embedding(create):
     [made] = create(clip_vision=["vision"], images=["first", "second"])
     assert made == ("first", "second", ("clip", "cat", "a dog", 2), "clip", "vision")
+
+
+def test_what_is_connected_but_brings_nothing_is_named(create):
+    with pytest.raises(ValueError, match="images is an empty list: nothing to start near"):
+        create(clip_vision=["vision"], images=[])
+    with pytest.raises(ValueError, match="clip_vision is an empty list"):
+        create(clip_vision=[], images=["first"])
