@@ -8,10 +8,11 @@ after as many pictures seen as `GRID` says. `right` is the share of the parts th
 pictures that follow a change asked for by prompt, and `kept` the share of the other parts that are right in those.
 
 `N %`: pictures seen until the first look with so much right, the median over lessons; in brackets how many lessons got
-there. `seconds`: what as many take, without looks, at the pace of the row's quickest lesson, as others may have shared
-the machine. `edited` and `kept` are means over lessons: `there`, at the first look with 90 % right, and `in the end`,
-after all pictures, with `right`. `times as quick`: the seconds of A1111's settings to 90 %, divided by the row's.
-`- preset`: less today's preset in the end, lesson by lesson. With 95 % bootstrap intervals.
+there. Where some were there by the first look, which `FROM` says, that is told below: they may have been sooner.
+`seconds`: what as many take, without looks, at the pace of the row's quickest lesson, as others may have shared the
+machine. `edited` and `kept` are means over lessons: `there`, at the first look with 90 % right, and `in the end`, after
+all pictures, with `right`. `times as quick`: the seconds of A1111's settings to 90 %, divided by the row's. `- preset`:
+less today's preset in the end, lesson by lesson. With 95 % bootstrap intervals.
 
 Choices were made on the set `development` alone. --model takes a folder with another toy world, as
 `benchmarks.toyworld.train` leaves one.
@@ -158,6 +159,13 @@ def cells(lessons: Lessons, first: Lessons, preset: Lessons, batch: int) -> list
     ]
 
 
+def sooner(lessons: Lessons) -> str:
+    """In how many lessons the first look was too late to tell when they got there; nothing where it was not."""
+    right = by_lesson(lambda looks: accuracy(looks[0]), lessons)
+    found = [f"{share:.0%} right in {late} of {right.size}" for share in REACHED if (late := (right >= share).sum())]
+    return ", ".join(found)
+
+
 def curve(figure: str, lessons: Lessons) -> tuple[list[float], list[float]]:
     """Seconds, and the percentage of `right` or `edited` then, the mean over lessons, where all were asked."""
     seconds, shares = [], []
@@ -226,6 +234,9 @@ def main() -> None:
         batches = {recipe: EVERY[recipe][kind]["batch_size"] for recipe in rows}
         shown = ([recipe, *cells(of, rows["A1111"], rows["preset"], batches[recipe])] for recipe, of in rows.items())
         print(table(["recipe", *TITLES], shown))
+        for recipe, of in rows.items():
+            if late := sooner(of):
+                print(f"{recipe}: {late} at the first look, after {batches[recipe] * of[0][0][0]['step']}, or sooner")
     if given.figure:
         draw_figure(taught, given.figure)
 
