@@ -47,7 +47,7 @@ class _Changed(Turning):
 
 
 class Momentum(_Changed):
-    """A running mean of directions, half of it the last one's."""
+    """A running mean of gradients, half of it the last one's."""
 
     def changed(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         for vector in vectors:

@@ -2,10 +2,12 @@
 
     python -m benchmarks.tried --folder FOLDER
 
-The first row is the preset; each other one has one thing otherwise, which is in the core or in `levers.py`. Lessons are
-those of `learning.py`'s set `development`. `right after N` is the share of the parts that are right when so many
-pictures were seen, `- preset` less the first row's, lesson by lesson; `edited` and `kept`, as explained there, are of
-the end. Seconds are of all steps, at the pace of the row's quickest lesson. With 95 % bootstrap intervals.
+The first row is the preset; each other one has one thing otherwise, which is in the core or in `levers.py`. Where that
+is the number of pictures a step, single ones have the preset's rates by pictures, four have them by steps; and where it
+is the optimizer, rates are its own. Lessons are those of `learning.py`'s set `development`. `right after N` is the
+share of the parts that are right when so many pictures were seen, `- preset` less the first row's, lesson by lesson;
+`edited` and `kept`, as explained there, are of the end. Seconds are of all steps, at the pace of the row's quickest
+lesson. With 95 % bootstrap intervals.
 
 The last rows tell what limits it: steps from 64 pictures, whose gradients are nearly exact.
 """

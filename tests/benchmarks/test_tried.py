@@ -85,3 +85,13 @@ def test_each_row_is_a_training_of_its_own():
         assert len({*made}) == len(made)
         usual = lesson("preset fast", kind, 20, 0)
         assert replace(changed(kind, "preset fast", 20, 0), looks=usual.looks) == usual
+
+
+def test_shared_angles_are_as_gradients_are_long_and_the_rate_in_all():
+    vectors = [torch.tensor([1.0, 0, 0]), torch.tensor([0, 2.0, 0])]
+    start = [vector.clone() for vector in vectors]
+    vectors[0].grad, vectors[1].grad = torch.tensor([5.0, 1, 0]), torch.tensor([0, 1.0, 3])
+    levers.OneAngle(vectors, 0.1).step()
+    angles = torch.stack([torch.cosine_similarity(a, b, dim=0).acos() for a, b in zip(vectors, start, strict=True)])
+    assert float(angles[1] / angles[0]) == pytest.approx(3, rel=1e-2)
+    assert float(angles.square().mean().sqrt()) == pytest.approx(0.1, rel=1e-2)
