@@ -94,7 +94,7 @@ class TextInvCreateEmbedding(io.ComfyNode):
         for number in range(max(map(len, inputs.values()))):
             clip, *given = (inputs[key][min(number, len(inputs[key]) - 1)] for key in CREATED_FROM)
             embedding = ComfyHost(clip).create_embedding(*given)
-            made.append(_near(images, embedding, clip, clip_vision[0]) if clip_vision else embedding)
+            made.append(_near(images, embedding, clip, clip_vision[0]) if clip_vision and images else embedding)
         return io.NodeOutput(made)
 
 
