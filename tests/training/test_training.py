@@ -1062,6 +1062,33 @@ def test_a_training_goes_on_from_its_state_to_the_bit(dtype, stop, tmp_path):
     assert same(later.learnt, rest[0].learnt)
 
 
+@pytest.mark.parametrize("stop", range(5, 11))
+def test_a_step_interrupted_while_it_is_made_again_goes_on_to_the_bit(stop):
+    """The second of five steps of two batches each; its gradients overflow three times."""
+
+    def training(calls, stop=None, state=None):
+        overflow = with_infinite_gradient(calls)
+
+        def change(prediction, call):
+            if call == stop:
+                raise KeyboardInterrupt
+            return overflow(prediction, call)
+
+        model = FakeModel(torch.float16, faint(FP16, change))
+        told = settings(5, gradient_accumulation=2)
+        return Training(model, fake_examples(), LearnableEmbedding(fake_embedding()), told, state=state)
+
+    whole = [step.learnt for step in training([3, 5, 7]).steps()]
+    first = training([3, 5, 7], stop)
+    done = [first.advance().learnt]
+    with pytest.raises(KeyboardInterrupt):
+        first.advance()
+    again = stop - 1 + stop % 2  # the first call of the attempt that was interrupted
+    second = training([call - again + 1 for call in (3, 5, 7) if call >= again], state=first.state())
+    rest = [step.learnt for step in second.steps()]
+    assert all(same(a, b) for a, b in zip((*done, *rest), whole, strict=True))
+
+
 def test_a_state_is_not_changed_by_the_training_that_takes_or_gives_it():
     learnable, told = LearnableEmbedding(fake_embedding()), settings(6)
     first = Training(FakeModel(), fake_examples(), learnable, told)
