@@ -10,9 +10,9 @@ pictures that follow a change asked for by prompt, and `kept` the share of the o
 `N %`: pictures seen until the first look with so much right, the median over lessons; in brackets how many lessons got
 there. Where some were there by the first look, which `FROM` says, that is told below: they may have been sooner.
 `seconds`: what as many take, without looks, at the pace of the row's quickest lesson, as others may have shared the
-machine. `edited` and `kept` are means over lessons: `there`, at the first look with 90 % right, and `in the end`, after
-all pictures, with `right`. `times as quick`: the seconds of A1111's settings to 90 %, divided by the row's. `- preset`:
-less today's preset in the end, lesson by lesson. With 95 % bootstrap intervals.
+machine. `times as quick`: the seconds of A1111's settings to 90 %, divided by the row's. `edited` and `kept` are means
+over lessons: `there`, at the first look with 90 % right, and in the end, after all `pictures`, with `right`.
+`- preset`: less today's preset, lesson by lesson. With 95 % bootstrap intervals.
 
 Choices were made on the set `development` alone. --model takes a folder with another toy world, as
 `benchmarks.toyworld.train` leaves one.
@@ -125,20 +125,12 @@ IN_THE_END: dict[str, Callable[[Looks], float]] = {
     "edited": lambda looks: float(np.mean(looks[-1]["edited"])),
     "kept": lambda looks: float(np.mean(looks[-1]["kept"])),
 }
-TITLES = (
-    *(f"{share:.0%} at" for share in REACHED),
-    "seconds to 90 %",
-    "times as quick",
-    "edited there",
-    "kept there",
-    "pictures",
-    *(f"{name} in the end" for name in IN_THE_END),
-    *(f"{name} - preset" for name in IN_THE_END),
-)
+SOON = (*(f"{share:.0%} at" for share in REACHED), "seconds to 90 %", "times as quick", "edited there", "kept there")
+END = ("pictures", *IN_THE_END, *(f"{name} - preset" for name in IN_THE_END))
 
 
-def cells(lessons: Lessons, first: Lessons, preset: Lessons, batch: int) -> list[str]:
-    """A row of the table. first, preset: the same lessons by what this is compared with; batch: pictures a step."""
+def how_soon(lessons: Lessons, first: Lessons, batch: int) -> list[str]:
+    """A row's cells under SOON. first: the same lessons by what this is compared with; batch: pictures a step."""
     steps = {share: by_lesson(lambda looks, share=share: steps_to(share, looks), lessons) for share in REACHED}
     seconds = [by_lesson(lambda looks: steps_to(0.9, looks), each) * pace(each) for each in (lessons, first)]
     at_90 = [look for seeds in lessons for looks in seeds if (look := first_with(0.9, looks))]
@@ -150,6 +142,12 @@ def cells(lessons: Lessons, first: Lessons, preset: Lessons, batch: int) -> list
             f"{100 * np.mean([np.mean(look[name]) for look in at_90]):.0f}" if at_90 else ""
             for name in ("edited", "kept")
         ),
+    ]
+
+
+def in_the_end(lessons: Lessons, preset: Lessons, batch: int) -> list[str]:
+    """A row's cells under END. preset: the same lessons by today's."""
+    return [
         str(batch * lessons[0][0][-1]["step"]),
         *(percent(by_lesson(figure, lessons)) for figure in IN_THE_END.values()),
         *(
@@ -232,11 +230,13 @@ def main() -> None:
     for kind, rows in taught.items():
         print(f"\n{kind}: {len(SETS[given.set][kind])} of the set {given.set} x {given.seeds} seeds\n")
         batches = {recipe: EVERY[recipe][kind]["batch_size"] for recipe in rows}
-        shown = ([recipe, *cells(of, rows["A1111"], rows["preset"], batches[recipe])] for recipe, of in rows.items())
-        print(table(["recipe", *TITLES], shown))
+        soon = ([recipe, *how_soon(of, rows["A1111"], batches[recipe])] for recipe, of in rows.items())
+        end = ([recipe, *in_the_end(of, rows["preset"], batches[recipe])] for recipe, of in rows.items())
+        print(f"{table(['recipe', *SOON], soon)}\n")
         for recipe, of in rows.items():
             if late := sooner(of):
                 print(f"{recipe}: {late} at the first look, after {batches[recipe] * of[0][0][0]['step']}, or sooner")
+        print(f"\nIn the end:\n\n{table(['recipe', *END], end)}")
     if given.figure:
         draw_figure(taught, given.figure)
 

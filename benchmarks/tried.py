@@ -23,7 +23,7 @@ from benchmarks.lessons import Lesson, accuracy, arguments, teach_all
 from benchmarks.levers import LEVERS
 from benchmarks.tables import percent, table
 
-SEEN = {"subject": (24, 32, 48, 64), "style": (64, 100, 160, 240)}  # pictures, at each look
+SEEN = {"subject": (24, 32, 64), "style": (64, 100, 160, 240)}  # pictures, at each look
 LONG = "0.4:16, 0.2:32, 0.1:64, 0.05"  # for steps of one picture
 
 # What is otherwise: settings of training, and of lessons.
