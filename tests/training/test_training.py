@@ -690,6 +690,25 @@ def test_fp16_gradients_that_overflow_are_tried_smaller_but_not_for_ever():
     assert not same(learnt, before)
 
 
+@dataclass(frozen=True)
+class Steep(LearnableEmbedding):
+    """Its gradients are finite, and their norm is not."""
+
+    def conditions(self, model, tensors, batch):
+        tensors = {address: rows * 1.0 for address, rows in tensors.items()}
+        for rows in tensors.values():
+            rows.register_hook(lambda gradient: gradient * 1e25)
+        return super().conditions(model, tensors, batch)
+
+
+def test_an_fp16_step_is_not_made_again_for_ever_where_only_the_norm_overflows():
+    model = FakeModel(torch.float16, faint(FP16))
+    training = Training(model, fake_examples(), Steep(fake_embedding()), settings(2))
+    with pytest.raises(TrainingError, match="gradients of step 1 are not finite"):
+        training.advance()
+    assert len(model.calls) == 17
+
+
 def scaled_by_0(calls):
     return lambda prediction, call: prediction * 0 + 1 if call in calls else prediction
 

@@ -216,7 +216,8 @@ class Training:
             self._check_loss(loss.item(), f"of step {step}", rate)
             norm = self._set_gradients(gradients, f"of step {step}", rate)
             if norm == math.inf:
-                self._scaler.update()  # to half its scale; a step left out would be one of the largest of a schedule
+                # A step left out would be one of the largest of a schedule.
+                self._scaler.update(self._scaler.get_scale() / 2)
         self._is_whole = False
         self._check_reached(norm, batches)
         for group in self._optimizer.param_groups:
