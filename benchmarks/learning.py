@@ -82,8 +82,8 @@ UNTIL = {
 OTHERS_UNTIL = {"subject": 400, "style": 800}
 # The first look, before any lesson is 90 % right.
 FROM = {
-    "subject": {"A1111": 40, "invoke-training": 80, "DTI": 400, "preset fast": 8},
-    "style": {"DTI": 400, "preset": 400, "preset fast": 16},
+    "subject": {"A1111": 40, "invoke-training": 24, "DTI": 400, "preset fast": 8},
+    "style": {"A1111": 80, "invoke-training": 80, "DTI": 400, "preset": 400, "preset fast": 16},
 }
 OTHERS_FROM = 160
 
