@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from benchmarks.toyworld.models import TOKENS
 from textinv_core.embedding import Embedding
+from textinv_core.hosts.base import TrainableModel
 from textinv_core.hosts.diffusers import PipelineHost
 from textinv_core.training import training
 from textinv_core.training.objective import draw_noise, prediction_losses, timestep_range
@@ -119,15 +120,9 @@ def with_noise(change: Callable[[Noise, int, int, int, int], Noise]) -> Iterator
         yield
 
 
-def opposite(made: Noise, number: int, pictures: int, first: int, end: int) -> Noise:
-    """Antithetic: each second picture has the noise before it, turned round."""
-    noise, t = made
-    noise[1::2] = -noise[: pictures - pictures % 2 : 2]
-    return noise, t
-
-
 def even(made: Noise, number: int, pictures: int, first: int, end: int) -> Noise:
-    """Timesteps that leave no gaps, within a step and from one to the next: multiples of the golden ratio (Weyl)."""
+    """Timesteps that leave no gaps, within a step and from one to the next: multiples of the golden ratio (Weyl), the
+    same for every seed."""
     places = (number * pictures + torch.arange(pictures)) * GOLDEN % 1
     return made[0], first + (places * (end - first)).long()
 
@@ -145,15 +140,25 @@ def falling(steps: int) -> Callable[..., Noise]:
 
 
 @contextmanager
-def alike() -> Iterator[None]:
-    """Each picture's loss divided by its root, so that those with much noise do not count for less."""
-
-    def losses(*arguments: Any) -> Tensor:
-        found = prediction_losses(*arguments)
-        return found / found.detach().sqrt()
-
-    with patch.object(training, "prediction_losses", losses):
+def with_losses(of: Callable[..., Tensor]) -> Iterator[None]:
+    with patch.object(training, "prediction_losses", of):
         yield
+
+
+def opposite(
+    model: TrainableModel, latents: Tensor, noise: Tensor, t: Tensor, conditions: Sequence[Any], *more: Any
+) -> Tensor:
+    """Antithetic: every other picture is the one before it once more, at its timestep, with its noise turned round."""
+    first = [i - i % 2 for i in range(len(latents))]
+    signs = torch.tensor([1.0, -1.0]).repeat(len(first))[: len(first)].view(-1, *[1] * (noise.ndim - 1))
+    told = [conditions[i] for i in first]
+    return prediction_losses(model, latents[first], signs * noise[first], t[first], told, *more)
+
+
+def alike(*arguments: Any) -> Tensor:
+    """Each picture's loss divided by its root, so that those with much noise do not count for less."""
+    found = prediction_losses(*arguments)
+    return found / found.detach().sqrt()
 
 
 @contextmanager
@@ -179,9 +184,9 @@ LEVERS: dict[str, Callable[[PipelineHost], AbstractContextManager[None]]] = {
     "angles shared by gradients": lambda host: with_optimizer(OneAngle),
     "gradients by the vocabulary": lambda host: by_vocabulary(host, 1.0),
     "gradients by its root": lambda host: by_vocabulary(host, 0.5),
-    "opposite noise": lambda host: with_noise(opposite),
+    "opposite noise": lambda host: with_losses(opposite),
     "even timesteps": lambda host: with_noise(even),
     "falling timesteps": lambda host: with_noise(falling(32)),
-    "pictures alike": lambda host: alike(),
+    "pictures alike": lambda host: with_losses(alike),
     "the text encoder's output": at_the_output,
 }

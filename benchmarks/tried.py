@@ -3,8 +3,8 @@
     python -m benchmarks.tried --folder FOLDER
 
 The first row is the preset; each other one has one thing otherwise, which is in the core or in `levers.py`. Where that
-is the number of pictures a step, single ones have the preset's rates by pictures, four have them by steps; and where it
-is the optimizer, rates are its own. Lessons are those of `learning.py`'s set `development`. `right after N` is the
+is the number of pictures a step, rates fall after as many pictures as the preset's; where it is the optimizer, rates
+are its own. Lessons are those of `learning.py`'s set `development`. `right after N` is the
 share of the parts that are right when so many pictures were seen, `- preset` less the first row's, lesson by lesson;
 `edited` and `kept`, as explained there, are of the end. Seconds are of all steps, at the pace of the row's quickest
 lesson. With 95 % bootstrap intervals.
@@ -24,7 +24,6 @@ from benchmarks.levers import LEVERS
 from benchmarks.tables import percent, table
 
 SEEN = {"subject": (24, 32, 64), "style": (64, 100, 160, 240)}  # pictures, at each look
-LONG = "0.4:16, 0.2:32, 0.1:64, 0.05"  # for steps of one picture
 
 # What is otherwise: settings of training, and of lessons.
 CHANGED: dict[str, dict[str, Mapping[str, Any]]] = {
@@ -40,8 +39,10 @@ CHANGED: dict[str, dict[str, Mapping[str, Any]]] = {
         "all timesteps": {"min_timestep": 0, "max_timestep": 1000},
         "timesteps 300 to 900": {"max_timestep": 900},
         "timesteps 500 to 700": {"min_timestep": 500, "max_timestep": 700},
-        "1 picture a step": {"batch_size": 1, "learning_rate": LONG},
-        "4 pictures a step": {"batch_size": 4},
+        "1 picture a step": {"batch_size": 1, "learning_rate": "0.4:16, 0.2:32, 0.1:64, 0.05"},
+        "4 pictures a step": {"batch_size": 4, "learning_rate": "0.4:4, 0.2:8, 0.1:16, 0.05"},
+        "1 vector": {"vectors": 1},
+        "4 vectors": {"vectors": 4},
         "init text *": {"init_text": "*"},
         **{lever: {"lever": lever} for lever in LEVERS},
     },
@@ -52,7 +53,7 @@ CHANGED: dict[str, dict[str, Mapping[str, Any]]] = {
         "rates as for subjects": {"learning_rate": RECIPES["preset fast"]["subject"]["learning_rate"]},
         "all timesteps": {"min_timestep": 0},
         "timesteps 300 to 800": {"max_timestep": 800},
-        "4 pictures a step": {"batch_size": 4},
+        "4 pictures a step": {"batch_size": 4, "learning_rate": "0.4:8, 0.2:16, 0.1:32, 0.05"},
     },
 }
 EXACT = 64

@@ -61,11 +61,14 @@ def drawn(lever: str, batches: int, pictures: int) -> list[tuple[torch.Tensor, t
     return made
 
 
-def test_opposite_noise_is_turned_round():
-    for noise, _ in drawn("opposite noise", 3, 5):
-        assert torch.equal(noise[1], -noise[0])
-        assert torch.equal(noise[3], -noise[2])
-        assert not torch.equal(noise[4].abs(), noise[0].abs())
+def test_opposite_noise_is_turned_round_for_the_same_picture(monkeypatch):
+    seen = []
+    monkeypatch.setattr(levers, "prediction_losses", lambda *given: seen.append(given))
+    given = torch.arange(3.0).view(3, 1, 1, 1), torch.tensor([5.0, 6, 7]).view(3, 1, 1, 1), torch.tensor([1, 2, 3])
+    levers.opposite("model", *given, ["a", "b", "c"], None, "none")
+    [(model, latents, noise, t, conditions, *more)] = seen
+    assert (latents.flatten().tolist(), noise.flatten().tolist(), t.tolist()) == ([0, 0, 2], [5, -5, 7], [1, 1, 3])
+    assert (model, conditions, more) == ("model", ["a", "a", "c"], [None, "none"])
 
 
 def test_even_timesteps_leave_no_gaps():
