@@ -95,9 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model's file or folder")
     parser.add_argument("--images", type=Path, help="a folder with pictures")
-    parser.add_argument("--size", type=int, default=64, help="of the pictures when learnt from")
+    parser.add_argument("--size", type=int, default=64, help="of the pictures when learnt from; %(default)s")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=6, help="trainings by each preset; %(default)s")
     given = parser.parse_args()
     if bool(given.model) != bool(given.images):
         parser.error("--model and --images go together")

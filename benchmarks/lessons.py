@@ -282,6 +282,6 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
         required=True,
         help="for what was found; a second run goes on there, so take another after changing code",
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2, help="each with one thread")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each lesson; %(default)s")
+    parser.add_argument("--processes", type=int, default=2, help="each with one thread; %(default)s")
     return parser

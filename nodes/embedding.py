@@ -10,6 +10,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 from server import PromptServer
+from torch import Tensor
 
 from ..textinv_core import load_embedding, save_embedding
 from ..textinv_core.embedding import Embedding, check_name, safe_name
@@ -85,16 +86,20 @@ class TextInvCreateEmbedding(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision=None, images=None, **inputs) -> io.NodeOutput:
         _check_both((clip_vision is not None, images is not None))
-        if clip_vision is not None and not (clip_vision and images):
-            empty = "images" if clip_vision else "clip_vision"
-            raise UserError(f"{empty} is an empty list: nothing to start near came from the node connected to it.")
+        pictures = split_batches(images or [])
+        if clip_vision is not None and not (clip_vision and pictures):
+            what, empty = ("pictures", "images") if clip_vision else ("model", "clip_vision")
+            raise UserError(
+                f"{empty} is empty: the node connected to it gave no {what}. See to that node, or disconnect "
+                "clip_vision and images."
+            )
         made = []
         # It takes lists so that all pictures come at once. Of the others it makes an embedding each, as the host would:
         # those that have run out give their last again.
         for number in range(max(map(len, inputs.values()))):
             clip, *given = (inputs[key][min(number, len(inputs[key]) - 1)] for key in CREATED_FROM)
             embedding = ComfyHost(clip).create_embedding(*given)
-            made.append(_near(images, embedding, clip, clip_vision[0]) if clip_vision and images else embedding)
+            made.append(_near(pictures, embedding, clip, clip_vision[0]) if clip_vision else embedding)
         return io.NodeOutput(made)
 
 
@@ -106,10 +111,10 @@ def _check_both(connected: tuple[bool, bool]) -> None:
         )
 
 
-def _near(images: Sequence[Any], embedding: Embedding, clip: Any, clip_vision: Any) -> Embedding:
-    """`embedding`, turned to where the vision model sees the pictures of lists and batches."""
+def _near(pictures: Sequence[Tensor], embedding: Embedding, clip: Any, clip_vision: Any) -> Embedding:
+    """`embedding`, turned to where the vision model sees the pictures."""
     key = comparable_encoder(clip, clip_vision)
-    seen = image_embeds(clip_vision, split_batches(images))
+    seen = image_embeds(clip_vision, pictures)
     bar = comfy.utils.ProgressBar(STEPS)
     with pooled_text(clip, key) as pooled:
         return warm_start(embedding, key, seen, pooled, partial(bar.update, 1))

@@ -326,7 +326,7 @@ def create(node_classes, monkeypatch):
     monkeypatch.setattr(
         module, "ComfyHost", lambda clip: SimpleNamespace(create_embedding=lambda *given: (clip, *given))
     )
-    monkeypatch.setattr(module, "_near", lambda images, *given: (*images, *given))
+    monkeypatch.setattr(module, "_near", lambda pictures, *given: (*pictures, *given))
 
     def create(**lists):
         given = {"clip": ["clip"], "name": ["cat"], "init_text": ["a dog"], "vectors": [2], **lists}
@@ -345,12 +345,15 @@ def test_lists_make_an_embedding_each_as_before(create):
 
 
 def test_all_pictures_are_for_one_embedding(create):
-    [made] = create(clip_vision=["vision"], images=["first", "second"])
-    assert made == ("first", "second", ("clip", "cat", "a dog", 2), "clip", "vision")
+    [made] = create(clip_vision=["vision"], images=[torch.zeros(2, 4, 6, 3), torch.zeros(1, 8, 8, 4)])
+    *pictures, embedding, clip, vision = made
+    assert [tuple(picture.shape) for picture in pictures] == [(4, 6, 3), (4, 6, 3), (8, 8, 3)]
+    assert (embedding, clip, vision) == (("clip", "cat", "a dog", 2), "clip", "vision")
 
 
-def test_what_is_connected_but_brings_nothing_is_named(create):
-    with pytest.raises(ValueError, match="images is an empty list: nothing to start near"):
-        create(clip_vision=["vision"], images=[])
-    with pytest.raises(ValueError, match="clip_vision is an empty list"):
-        create(clip_vision=[], images=["first"])
+@pytest.mark.parametrize("images", [[], [torch.zeros(0, 4, 6, 3)]])
+def test_what_is_connected_but_brings_nothing_is_named(create, images):
+    with pytest.raises(ValueError, match="images is empty: the node connected to it gave no pictures"):
+        create(clip_vision=["vision"], images=images)
+    with pytest.raises(ValueError, match="clip_vision is empty: the node connected to it gave no model"):
+        create(clip_vision=[], images=[torch.zeros(1, 4, 6, 3)])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.rig import PACK
+from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.presets import PRESETS
 
 
@@ -44,3 +45,4 @@ def test_the_fast_examples_are_the_presets(train, example, name):
     assert settings == train.TrainSettings(settings.template, **preset["train"])
     assert nodes["TextInvTrainEmbedding"]["template"] == preset["template"][0]
     assert nodes["TextInvCreateEmbedding"]["vectors"] == preset["vectors"]
+    assert nodes["TextInvShuffleConfig"]["mode"] == ShuffleConfig().mode

@@ -190,6 +190,23 @@ def test_what_cannot_start_is_refused_before_any_work(tmp_path, change, words):
 # Whether anything was learnt
 
 
+def test_captions_that_are_missing_are_told_of_once(tmp_path, caplog):
+    without = [replace(picture, caption="") for picture in fake_pictures()]
+    for _ in range(2):  # the second time it is done already
+        events(tmp_path, pictures=without)
+    events(tmp_path, pictures=[fake_pictures()[0], *without[1:]], embedding=replace(fake_embedding(), name="dog"))
+    events(
+        tmp_path,
+        pictures=without,
+        told=settings(template=("[name]",)),
+        embedding=replace(fake_embedding(), name="bird"),
+    )
+    assert [message for message in caplog.messages if "[filewords]" in message] == [
+        f"textinv: none of the {len(without)} pictures of cat has a caption, so [filewords] in the template stands for "
+        "nothing."
+    ]
+
+
 def test_the_result_is_judged_in_the_log_the_folder_and_at_the_end(tmp_path, caplog):
     caplog.set_level(logging.INFO, "textinv")
     started, *_, ended = events(tmp_path, told=settings(4, learning_rate="0.5", evaluate_every=2))

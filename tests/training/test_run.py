@@ -226,6 +226,7 @@ def test_the_fixed_loss_is_taken_on_the_way(tmp_path, expected, caplog):
         (each.step, each.loss) for each in found
     ]
     assert f"cat, step 4, fixed loss {found[1].loss:.4f}, the lowest so far" in caplog.messages[1]
+    assert caplog.messages[0].endswith(f"cat, step 0, fixed loss {found[0].loss:.4f}")
     assert same(events[-1].learnt, expected[6][1])  # as without
 
 

@@ -69,7 +69,7 @@ def test_rounding_is_no_difference():
 def test_what_was_not_tried_is_not_said():
     short = said(after(lambda rows: -rows, *WORDS))
     assert short.is_good and "fell" not in short.text and "file" not in short.text
-    assert "Whether that is a gain is not known: the fixed loss was not taken (evaluate_every" in short.text
+    assert "Whether that is a gain is not known: there is no fixed loss from before the first step" in short.text
     assert short.facts()["fixed_loss"] is None and short.facts()["is_read"] is None
 
 

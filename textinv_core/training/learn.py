@@ -115,6 +115,12 @@ def learn(
                 folder.write_settings(told)
             if held_out and not isinstance(past, Ended):
                 log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
+            has_filewords = any("[filewords]" in line for line in settings.template)
+            if has_filewords and not any(picture.caption for picture in pictures) and not isinstance(past, Ended):
+                log.warning(
+                    f"textinv: none of the {len(pictures)} pictures of {embedding.name} has a caption, so [filewords] "
+                    "in the template stands for nothing."
+                )
         past = processes.share(past)
         learnt_from = len(pictures) - settings.held_out
         if isinstance(past, Ended):

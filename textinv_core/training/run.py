@@ -105,7 +105,8 @@ def _advise(training: Training, pace: float) -> None:
 
 
 def _tell(found: Evaluated, training: Training) -> None:
-    name, lowest = training.learnable.name, ", the lowest so far" if found.is_best else ""
+    name, is_lowest = training.learnable.name, found.is_best and len(training.evaluations) > 1
+    lowest = ", the lowest so far" if is_lowest else ""
     log.info(f"textinv: {name}, step {found.step}, fixed loss {found.loss:.4f}{lowest}")
     if training.has_learnt_enough and found.step < training.last_step:
         log.info(

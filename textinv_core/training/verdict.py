@@ -112,7 +112,10 @@ def verdict(
             "times that norm."
         )
     if fixed_loss is None and distance >= UNMOVED:
-        right.append("Whether that is a gain is not known: the fixed loss was not taken (evaluate_every says when).")
+        right.append(
+            "Whether that is a gain is not known: there is no fixed loss from before the first step to compare with "
+            "(evaluate_every says when it is taken)."
+        )
     if 0 < still < count:
         right.append(f"{still} of {count} vectors have not moved, as no prompt used them.")
     if off is not None and is_read:
