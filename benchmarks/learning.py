@@ -175,13 +175,13 @@ def draw_figure(taught: Mapping[str, Mapping[str, Lessons]], path: Path) -> None
     """What is right, and what follows changes, against seconds, for subjects and styles; needs matplotlib."""
     from matplotlib import pyplot
 
-    everywhere = [recipe for recipe in RECIPES if all(recipe in rows for rows in taught.values())]
+    drawn = [recipe for recipe in RECIPES if "," not in recipe]
     drawing, axes = pyplot.subplots(
         2, len(taught), figsize=(5.5 * len(taught), 7.4), sharex="col", sharey="row", squeeze=False
     )
     for (row, figure), (column, kind) in ((r, c) for r in enumerate(("right", "edited")) for c in enumerate(taught)):
         axis = axes[row][column]
-        for i, recipe in enumerate(everywhere):
+        for i, recipe in ((i, recipe) for i, recipe in enumerate(drawn) if recipe in taught[kind]):
             ours = recipe.startswith("preset")
             style = {"color": "black" if ours else f"C{i}", "linewidth": 2.2 if ours else 1.2}
             style["linestyle"] = ":" if recipe == "preset" else "-"
@@ -194,7 +194,7 @@ def draw_figure(taught: Mapping[str, Mapping[str, Lessons]], path: Path) -> None
         axes[1][column].set_xlabel("seconds of training")
     axes[0][0].set_ylabel("parts that are right, %")
     axes[1][0].set_ylabel("changes asked for that are followed, %")
-    drawing.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=len(everywhere), fontsize=9)
+    drawing.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=len(drawn), fontsize=9)
     drawing.tight_layout(rect=(0, 0.04, 1, 1))
     drawing.savefig(path, dpi=110)
 
