@@ -9,8 +9,7 @@ share of the parts that are right when so many pictures were seen, `- preset` le
 `edited` and `kept`, as explained there, are of the end. Seconds are of all steps, at the pace of the row's quickest
 lesson. With 95 % bootstrap intervals.
 
-The last rows tell what limits it: steps from 64 pictures, whose gradients are nearly exact. With 2 seeds it takes about
-25 minutes on two cores.
+The last rows tell what limits it: steps from 64 pictures, whose gradients are nearly exact.
 """
 
 from collections.abc import Callable, Mapping

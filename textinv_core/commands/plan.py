@@ -47,8 +47,8 @@ class Plan:
         str,
         Doc(
             "Settings to start from. subject and style learnt as well as any that were measured; fast and fast-style "
-            "learn the same in a tenth of the time. What you set yourself wins; with another optimizer, set the "
-            "learning rate too."
+            "learnt the same, on a small model, in a tenth of the time. What you set yourself wins; with another "
+            "optimizer, set the learning rate too."
         ),
     ] = ""
     name: Annotated[

@@ -194,7 +194,7 @@ class Training:
             yield self.advance()
 
     def advance(self) -> Step:
-        """Run one optimizer step.
+        """Run one optimizer step. In half precision, gradients that overflow are computed again with half the scale.
 
         Raises TrainingError when a loss or gradient is not finite, and when none has reached the tensors for 20 steps.
         After one that is not finite, what has been learnt is what the last finite gradients were computed from. Raises
