@@ -132,6 +132,9 @@ class FakeModel:
         )
         return self.change(prediction, len(self.calls))
 
+    def give_way(self) -> bool:
+        return False
+
     def checkpoint_activations(self) -> None:
         self.checkpointed += 1
 

@@ -1,19 +1,33 @@
 """Let autograd pass through weights and modules that were loaded for inference only, without copying them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
-
-from ..errors import UserError
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    """An ordinary frozen tensor over the memory of `tensor`, which may be an inference tensor."""
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with memory of its own, not one made of others, as quantised ones are."""
+    return type(value) in (Tensor, nn.Parameter)
+
+
+def pointer(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from that of others."""
+    return tensor.untyped_storage().data_ptr() if is_plain(tensor) else id(tensor)
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """An ordinary frozen tensor over the memory of `tensor`, which may be an inference tensor, or a quantised one."""
+    if flatten := getattr(tensor, "__tensor_flatten__", None):
+        names, how = flatten()
+        inner = {name: ordinary(getattr(tensor, name)) for name in names}
+        made_of: Any = type(tensor)
+        alias: Any = made_of.__tensor_unflatten__(inner, how, tensor.shape, tensor.stride())
+        alias._is_param = isinstance(tensor, nn.Parameter)  # nn.Parameter would copy what it is made of
+        return alias
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
     return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
@@ -25,7 +39,7 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
 
     Autograd refuses tensors that were made in inference mode, and computes gradients nobody wants for those that
     require them. Both kinds are replaced by tensors over the same memory; the originals go back in any case.
-    Must be entered outside inference mode. Raises UserError for quantised weights.
+    Must be entered outside inference mode.
     """
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     aliases: dict[int, Tensor] = {}  # tied weights stay tied
@@ -36,13 +50,8 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
                 for name, tensor in stored.items():
                     if tensor is None or not (tensor.is_inference() or tensor.requires_grad):
                         continue
-                    if type(tensor) not in (Tensor, nn.Parameter):
-                        raise UserError(
-                            f"Embeddings cannot be trained on this model yet: its weights are quantised "
-                            f"({type(tensor).__name__}). Load a version of it with fp16, bf16 or fp32 weights."
-                        )
                     replaced.append((stored, name, tensor))
-                    stored[name] = aliases.setdefault(id(tensor), _ordinary(tensor))
+                    stored[name] = aliases.setdefault(id(tensor), ordinary(tensor))
         yield
     finally:
         for stored, name, tensor in reversed(replaced):
@@ -65,21 +74,7 @@ def replaced_method(module: nn.Module, name: str, wrap: Callable[[Any], Any]) ->
 
 def storages(*modules: nn.Module) -> set[int]:
     """Where the weights of `modules` lie in memory."""
-    return {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
-
-
-def tolerating_inplace(weights: set[int]) -> saved_tensors_hooks:
-    """Inside, what autograd saves is copied, so that later in-place changes (`x += ...`) do not spoil it.
-
-    Autograd checks for such changes only where no hooks stand guard. Meant for text encoders, whose activations are
-    small. (`torch.autograd.graph.allow_mutation_on_saved_tensors` would do too, but sends every operation of forward
-    and backward through Python.) weights: the storages, see there, that nobody changes and that are not copied.
-    """
-
-    def pack(tensor: Tensor) -> Tensor:
-        return tensor if tensor.untyped_storage().data_ptr() in weights else tensor.clone()
-
-    return saved_tensors_hooks(pack, lambda tensor: tensor)
+    return {pointer(weight) for module in modules for weight in module.parameters()}
 
 
 Recast = Callable[[nn.Module, Tensor], Tensor]
@@ -98,14 +93,15 @@ def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
             if not (input.requires_grad and torch.is_grad_enabled()):
                 return forward(input, *args, **kwargs)
             weight: Tensor = module.get_parameter("weight")
-            stored, given = weight.untyped_storage().data_ptr(), input.untyped_storage().data_ptr()
+            stored, given = pointer(weight), pointer(input)
 
             def pack(tensor: Tensor) -> Any:
-                storage = tensor.untyped_storage().data_ptr()
+                storage = pointer(tensor)
                 is_cast_weight = storage != stored and tensor.numel() == weight.numel() and not tensor.requires_grad
                 if storage != given and not is_cast_weight:
                     return tensor
-                return storage == given, tensor.shape, tensor.stride(), tensor.new_empty(0)
+                like = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                return storage == given, tensor.shape, tensor.stride(), like
 
             def unpack(packed: Any) -> Tensor:
                 if isinstance(packed, Tensor):
@@ -121,35 +117,3 @@ def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
         return lean_forward
 
     return replaced_method(module, "forward", wrap)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a network: what stands in its lists and sequences and is more than a single operation."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            yield from _blocks(child)
-        elif isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in child.children()):
-            yield child
-
-
-def checkpointing(module: nn.Module) -> AbstractContextManager[Any]:
-    """For the length of the block, the blocks of `module` keep only their inputs for backward and run again there."""
-
-    def copied(value: Any) -> Any:
-        return dict(value) if isinstance(value, dict) else value
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return forward(*map(copied, args), **{key: copied(value) for key, value in kwargs.items()})
-
-        def checkpointed(*args: Any, **kwargs: Any) -> Any:
-            # Dicts of options change while the network runs; both runs must see them as they are now.
-            kwargs = {key: copied(value) for key, value in kwargs.items()}
-            return checkpoint(run, *map(copied, args), use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-        return checkpointed
-
-    stack = ExitStack()
-    for block in list(_blocks(module)):
-        stack.enter_context(replaced_method(block, "forward", wrap))
-    return stack

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 from ..embedding import Embedding, create_embedding
 from ..errors import UserError
 from ..noise import NoiseSchedule
-from .autograd import checkpointing, lean, ordinary_weights
+from ..prompts import names_embedding
+from .autograd import lean, ordinary_weights, storages
+from .checkpoints import checkpointing
+from .tolerant import Tolerant
 
 # (encoder key, occurrence in the prompt counted from 0) -> the vectors [n, dim] to put there.
 Lookup = Callable[[str, int], Tensor]
@@ -61,6 +65,8 @@ class Encoder(ABC):
 
     table: Any
     """The module that looks up the vectors of token ids."""
+    reads_files: bool = True
+    """Whether prompts find embeddings in files by themselves, without being handed them."""
 
     @property
     def width(self) -> int:
@@ -87,8 +93,26 @@ class TrainableModel(ABC):
     modules: Sequence[nn.Module]  # all that gradients pass through
     blocks: Sequence[nn.Module]  # what is made of blocks that can be computed again for the backward pass
 
+    is_tolerant = False
+    """Whether what autograd refuses in the diffusion model is done otherwise, see `tolerant.Tolerant`."""
+
     def __init__(self, stack: ExitStack):
         self._stack = stack
+
+    @cached_property
+    def tolerant(self) -> Tolerant:
+        """What autograd refuses in these models, done otherwise."""
+        return Tolerant(storages(*self.modules), self.differentiable)
+
+    def differentiable(self, operation: Any) -> Any | None:
+        """What does the same as an operation of the host's that has no backward; None where nothing is known."""
+        return None
+
+    def give_way(self) -> bool:
+        """From now on be tolerant, because a RuntimeError came of autograd or of who knows what. False if it already
+        was: then trying again makes no sense."""
+        was_tolerant, self.is_tolerant = self.is_tolerant, True
+        return not was_tolerant
 
     @abstractmethod
     def conditions(
@@ -106,9 +130,13 @@ class TrainableModel(ABC):
 
         All at once where their conditions allow it, else one by one.
         """
-        if len(conditions) == 1 or self._fit_together(conditions):
-            return self._predict(noisy, t, conditions)
-        return torch.cat([self._predict(noisy[i : i + 1], t[i : i + 1], [c]) for i, c in enumerate(conditions)])
+        with ExitStack() as stack:
+            if self.is_tolerant:
+                stack.enter_context(self.tolerant)
+                stack.enter_context(self.tolerant.keeping())
+            if len(conditions) == 1 or self._fit_together(conditions):
+                return self._predict(noisy, t, conditions)
+            return torch.cat([self._predict(noisy[i : i + 1], t[i : i + 1], [c]) for i, c in enumerate(conditions)])
 
     @abstractmethod
     def _fit_together(self, conditions: Sequence[Any]) -> bool: ...
@@ -127,7 +155,7 @@ class TrainableModel(ABC):
     def checkpoint_activations(self) -> None:
         """From now on keep less for the backward pass, and compute it again there."""
         for block in self.blocks:
-            self._stack.enter_context(checkpointing(block))
+            self._stack.enter_context(checkpointing(block, lambda: self.tolerant if self.is_tolerant else None))
 
     def check_interrupted(self) -> None:  # noqa: B027  (most have nothing to look at)
         """Raise what the host raises where it is asked to stop; looked at before each batch."""
@@ -156,6 +184,7 @@ class Host(ABC):
     """What messages call the thing that an embedding has to fit."""
     interrupts: ClassVar[tuple[type[BaseException], ...]] = ()
     """What is raised in the program where a person stops it, besides KeyboardInterrupt."""
+    _is_tolerant = False  # what the last `TrainableModel` came to
 
     # Text encoders and their embeddings
 
@@ -173,6 +202,15 @@ class Host(ABC):
     def widths(self) -> dict[str, int]:
         """Encoder key -> the width of the vectors that encoder takes."""
         return {key: encoder.width for key, encoder in self.encoders.items()}
+
+    @property
+    def unread(self) -> list[str]:
+        """The keys of text encoders for which prompts find no embeddings in files: there they have to be applied."""
+        return [key for key, encoder in self.encoders.items() if not encoder.reads_files]
+
+    def names(self, prompt: str, name: str) -> bool:
+        """Whether `prompt` names the embedding `name` for at least one of the text encoders."""
+        return names_embedding(prompt, name)
 
     def check_fits(self, embedding: Embedding) -> None:
         """Raise UserError unless `embedding` has vectors of the right width for every text encoder."""
@@ -307,12 +345,14 @@ class Host(ABC):
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng())
             model = self._load(latent, batch_size, stack)
+            model.is_tolerant = self._is_tolerant
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(ordinary_weights(*model.modules))
             for module in model.lean_modules():
                 stack.enter_context(lean(module, model.recast))
             yield model
+            self._is_tolerant = model.is_tolerant
 
     @abstractmethod
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> TrainableModel:

@@ -10,7 +10,9 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,8 +29,9 @@ from torch import Tensor, nn
 from ..devices import upload
 from ..embedding import Embedding
 from ..errors import UserError
+from ..formats import load_embedding
 from ..noise import NoiseSchedule
-from .autograd import replaced_method, storages, tolerating_inplace
+from .autograd import replaced_method
 from .base import Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .comfy_parts import identities, transformer_options
 from .comfy_text import ComfyEncoder, encode_together, encoded, encoders, tokenizer_with
@@ -71,7 +74,9 @@ def set_for_training(stack: ExitStack) -> None:
 def lean_modules(*modules: nn.Module) -> Iterator[nn.Module]:
     """The modules in `modules` that `autograd.lean` is for."""
     for module in (m for root in modules for m in root.modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d) and hasattr(module, "forward_comfy_cast_weights"):
+        weight = getattr(module, "weight", None)
+        is_cast = hasattr(module, "forward_comfy_cast_weights") and isinstance(weight, Tensor) and weight.ndim > 1
+        if is_cast and not isinstance(module, nn.Embedding):
             yield module
 
 
@@ -115,14 +120,14 @@ class _EachMissingNameOnce(logging.Filter):
 class ComfyModel(TrainableModel):
     """On a loaded ModelPatcher and CLIP."""
 
-    def __init__(self, model: Any, clip: Any, stack: ExitStack):
+    def __init__(self, model: Any, clip: Any, encoders: Mapping[str, ComfyEncoder], stack: ExitStack):
         super().__init__(stack)
+        self._encoders = encoders
         self.device = model.load_device
         self.dtype = model.model.get_dtype_inference()
         self.modules = model.model, clip.cond_stage_model
         self.blocks = (model.model.diffusion_model,)
         self._model, self._base = model, model.model
-        self._text_weights = storages(clip.cond_stage_model)
         # The host loads the text encoder before each prompt, and may evict the rest of the model for it.
         self._clip = copy.copy(clip)
         self._clip.load_model = lambda *_: clip.patcher
@@ -147,10 +152,11 @@ class ComfyModel(TrainableModel):
     ) -> list[dict[str, Any]]:
         clips = [copy.copy(self._clip) for _ in prompts]
         for clip, of_prompt in zip(clips, lookups, strict=True):
-            clip.tokenizer = tokenizer_with(clip, Occurrences(of_prompt))
+            clip.tokenizer = tokenizer_with(clip, self._encoders, Occurrences(of_prompt))
         tokens = [clip.tokenize(prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        with tolerating_inplace(self._text_weights):
-            encoded = encode_together(self._clip, tokens)
+        self.tolerant.forget()
+        with self.tolerant, self.tolerant.keeping():  # residuals are added in place
+            encoded = encode_together(self._clip, self._encoders, tokens)
         return [self._model_conds(cond[:1], latent) for cond, latent in zip(encoded, latents, strict=True)]
 
     def _model_conds(self, encoded: list, latent: Tensor) -> dict[str, Any]:
@@ -184,6 +190,13 @@ class ComfyModel(TrainableModel):
             denoised = wrapper(self._base.apply_model, call)
         return self.noise_schedule.prediction(denoised, noisy, t)
 
+    def differentiable(self, operation: Any) -> Any | None:
+        if not str(operation).startswith("comfy_kitchen."):
+            return None
+        eager = import_module("comfy_kitchen.backends.eager")  # here, as the host can do without it
+
+        return getattr(eager, operation.__name__, None)
+
     def lean_modules(self) -> Iterator[nn.Module]:
         return lean_modules(*self.modules)
 
@@ -212,8 +225,8 @@ class ComfyHost(Host):
         by_key = encoders(self._clip)
         if not by_key:
             raise UserError(
-                f"ComfyUI cannot use embeddings with this text encoder ({self.encoder_name}), so none can be made for "
-                "it."
+                f"No embedding can be made for this text encoder ({self.encoder_name}): ComfyUI's tokenizer for it "
+                f"does not ask for the embeddings that a prompt names, so nothing could ever be put in their place."
             )
         return by_key
 
@@ -226,22 +239,39 @@ class ComfyHost(Host):
         for embedding in embeddings:
             self.check_fits(embedding)
         applied = self._clip.clone()
-        applied.tokenizer = tokenizer_with(self._clip, Known({embedding.name: embedding for embedding in embeddings}))
+        applied.tokenizer = tokenizer_with(self._clip, self.encoders, Known({each.name: each for each in embeddings}))
         return applied
 
     def _encoded(self, embedding: Embedding) -> list[Tensor]:
         return encoded(self.apply(embedding), embedding.name)
 
     def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
+        if self.unread:
+            return self._encoded(replace(load_embedding(file), name=embedding.name))
         with TemporaryDirectory() as folder:  # the host looks through all that is below an embeddings folder
             shutil.copy(file, Path(folder, f"{embedding.name}{file.suffix}"))
             clip = self._clip.clone()
             clip.tokenizer = copy.copy(clip.tokenizer)
-            for encoder in encoders(self._clip).values():
+            for encoder in self.encoders.values():
                 own = copy.copy(encoder.tokenizer)
                 own.embedding_directory = [folder]
                 setattr(clip.tokenizer, encoder.attribute, own)
             return encoded(clip, embedding.name)
+
+    def names(self, prompt: str, name: str) -> bool:
+        asked: set[str] = set()
+
+        def find(key: str, found: str) -> Tensor:
+            asked.add(found)
+            return torch.zeros(1, self.encoders[key].width)
+
+        clip = copy.copy(self._clip)
+        clip.tokenizer = tokenizer_with(clip, self.encoders, find)
+        try:
+            clip.tokenize(prompt)
+        except IndexError:  # the host's own, of an `embedding:` without a name
+            return False
+        return name in asked
 
     @property
     def latent_multiple(self) -> int:
@@ -324,7 +354,7 @@ class ComfyHost(Host):
             stack.enter_context(
                 replaced_method(embedder, "forward", lambda forward: lambda sizes: forward(upload(sizes, there)))
             )
-        return ComfyModel(model, clip, stack)
+        return ComfyModel(model, clip, self.encoders, stack)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in self._model.model.diffusion_model.named_parameters(prefix="diffusion_model"):

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,25 +13,39 @@ from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor
 
 from ..prompts import EMBEDDING, read_name
-from .autograd import replaced_method
+from .autograd import pointer, replaced_method
 from .base import Encoder, Find
+
+# A name no embedding has, and words with a weight, to see what becomes of them; it stands where LLMs' templates put it.
+PROBE_NAME, PROBE_WEIGHT = "textinv-probe", 1.5
+PROBE = f"a (red:{PROBE_WEIGHT}) {EMBEDDING}{PROBE_NAME} hat"
 
 
 @dataclass(frozen=True)
 class ComfyEncoder(Encoder):
-    """One text encoder of a CLIP: where its tokenizer hangs, that tokenizer, its model, and the CLIP."""
+    """One text encoder of a CLIP that takes embeddings.
+
+    attribute: where its tokenizer hangs. tokens_key: under which the host hands its tokens on. as_dicts: whether
+    vectors among them have to be dictionaries, because host code compares tokens with numbers. reads_weights: whether
+    `(words:1.2)` in a prompt are weighted. reads_files: whether plain prompts find files of embeddings.
+    """
 
     attribute: str
+    tokens_key: str
     tokenizer: SDTokenizer
     model: SDClipModel
     clip: Any
+    as_dicts: bool
+    reads_weights: bool
+    reads_files: bool  # type: ignore[override]
 
     @property
     def table(self) -> Any:  # type: ignore[override]
         return self.model.transformer.get_input_embeddings()
 
     def tokens(self, text: str) -> list[tuple[int | Tensor, float]]:
-        windows = self.tokenizer.tokenize_with_weights(text, return_word_ids=True)
+        more = {} if self.reads_weights else {"disable_weights": True}
+        windows = self.tokenizer.tokenize_with_weights(text, return_word_ids=True, **more)
         return [(token, weight) for window in windows for token, weight, word in window if word != 0]
 
     def vectors(self, tokens: Sequence[int]) -> Tensor:
@@ -40,15 +54,14 @@ class ComfyEncoder(Encoder):
         return self.table(ids, out_dtype=torch.float32).to("cpu", torch.float32)
 
 
-def encoders(clip: Any) -> dict[str, ComfyEncoder]:
-    """The text encoders of `clip` that take embeddings, by encoder key; none for some families."""
-    by_key = {}
-    for attribute, tokenizer in vars(clip.tokenizer).items():
-        model = getattr(clip.cond_stage_model, attribute, None)
-        reads_embeddings = isinstance(tokenizer, SDTokenizer) and tokenizer.embedding_directory is not None
-        if reads_embeddings and isinstance(model, SDClipModel):
-            by_key[tokenizer.embedding_key] = ComfyEncoder(attribute, tokenizer, model, clip)
-    return by_key
+class _Dicts:
+    """Vectors as the host also takes them among tokens, where code of its own compares those with numbers."""
+
+    def __init__(self, vectors: Tensor):
+        self._vectors, self.shape = vectors, vectors.shape
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {"type": "embedding", "data": self._vectors[number]}
 
 
 @dataclass(frozen=True)
@@ -61,21 +74,109 @@ class _TryGetEmbedding:
     host_finds: Any
     key: str
     find: Find
+    as_dicts: bool = False
+    reads_files: bool = True
 
     def __call__(self, text: str) -> tuple[Any, str, str]:
         name, leftover = read_name(text)
         vectors = self.find(self.key, name) if name else None
-        return self.host_finds(text) if vectors is None else (vectors, name, leftover)
+        if vectors is None:
+            return self.host_finds(text)
+        return _Dicts(vectors) if self.as_dicts else vectors, name, leftover
 
 
-def tokenizer_with(clip: Any, find: Find) -> Any:
-    """A copy of `clip.tokenizer` for which `embedding:<name>` is what `find` gives, where it gives something."""
+def _leave_out(text: str) -> tuple[Tensor, str, str]:
+    """`SDTokenizer._try_get_embedding` where tokens have to be numbers: no name gives any."""
+    return torch.empty(0, 1), *read_name(text)
+
+
+def _tokenizers(clip: Any) -> dict[str, SDTokenizer]:
+    """The tokenizers of a CLIP that have the host's way to read embeddings, by attribute."""
+    return {name: each for name, each in vars(clip.tokenizer).items() if isinstance(each, SDTokenizer)}
+
+
+def _finding(tokenizer: SDTokenizer, finds: Any) -> SDTokenizer:
+    """A copy of `tokenizer` that asks `finds` for embeddings, which some do not look for."""
+    own = copy.copy(tokenizer)
+    own._try_get_embedding = finds
+    if own.embedding_directory is None:
+        own.embedding_directory = []
+    return own
+
+
+def _with(clip: Any, tokenizers: Mapping[str, SDTokenizer]) -> Any:
+    """A copy of the CLIP's tokenizer with `tokenizers` in place of its own."""
     tokenizer = copy.copy(clip.tokenizer)
-    for key, encoder in encoders(clip).items():
-        own = copy.copy(encoder.tokenizer)
-        own._try_get_embedding = _TryGetEmbedding(encoder.tokenizer._try_get_embedding, key, find)
-        setattr(tokenizer, encoder.attribute, own)
+    for attribute, each in tokenizers.items():
+        setattr(tokenizer, attribute, each)
     return tokenizer
+
+
+def _asked(clip: Any, as_dicts: bool) -> dict[str, tuple[str, bool]] | None:
+    """What the CLIP's tokenizer does with a prompt that names an embedding: attribute -> the key of the tokens that the
+    vectors turn up among, and whether words have weights there. None where it cannot take them."""
+    probed = copy.copy(clip)
+    rows = {attribute: torch.zeros(2, 4) for attribute in _tokenizers(clip)}
+
+    def finds(attribute: str) -> Any:
+        return _TryGetEmbedding(None, attribute, lambda key, name: rows[key], as_dicts)
+
+    probed.tokenizer = _with(clip, {name: _finding(each, finds(name)) for name, each in _tokenizers(clip).items()})
+    try:
+        tokens = probed.tokenize(PROBE)
+    except (RuntimeError, TypeError, ValueError):  # of host code that takes vectors for numbers
+        return None
+    found: dict[str, tuple[str, bool]] = {}
+    for key, windows in tokens.items():
+        pairs = [pair for window in windows for pair in window]
+        weighs = any(pair[1] == PROBE_WEIGHT for pair in pairs)
+        vectors = [pair[0].get("data") if isinstance(pair[0], dict) else pair[0] for pair in pairs]
+        for attribute, own in rows.items():
+            if any(isinstance(each, Tensor) and pointer(each) == pointer(own) for each in vectors):
+                found.setdefault(attribute, (key, weighs))
+    return found
+
+
+def _reads_files(tokenizer: SDTokenizer, takes_vectors: bool) -> bool:
+    own = vars(tokenizer).get("_try_get_embedding")
+    if isinstance(own, _TryGetEmbedding):  # of an embedding applied before
+        return own.reads_files
+    return takes_vectors and tokenizer.embedding_directory is not None
+
+
+def encoders(clip: Any) -> dict[str, ComfyEncoder]:
+    """The text encoders of `clip` that take embeddings, by encoder key; none for some families.
+
+    Those are whose tokenizer asks for the name in a prompt, and hands what it gets on to a model.
+    """
+    asked = _asked(clip, as_dicts=False)
+    as_dicts = asked is None
+    asked = _asked(clip, as_dicts=True) if asked is None else asked
+    by_key = {}
+    for attribute, (tokens_key, reads_weights) in (asked or {}).items():
+        tokenizer = _tokenizers(clip)[attribute]
+        models = (getattr(clip.cond_stage_model, name, None) for name in (attribute, attribute.removeprefix("clip_")))
+        model = next((each for each in models if isinstance(each, SDClipModel)), None)
+        if model is not None:
+            reads_files = _reads_files(tokenizer, not as_dicts)
+            by_key[tokenizer.embedding_key] = ComfyEncoder(
+                attribute, tokens_key, tokenizer, model, clip, as_dicts, reads_weights, reads_files
+            )
+    return by_key
+
+
+def tokenizer_with(clip: Any, encoders: Mapping[str, ComfyEncoder], find: Find) -> Any:
+    """A copy of `clip.tokenizer` for which `embedding:<name>` is what `find` gives, where it gives something."""
+    taking = {encoder.attribute: (key, encoder) for key, encoder in encoders.items()}
+    own = {}
+    for attribute, tokenizer in _tokenizers(clip).items():
+        finds: Any = _leave_out
+        if attribute in taking:
+            key, encoder = taking[attribute]
+            host_finds = tokenizer._try_get_embedding
+            finds = _TryGetEmbedding(host_finds, key, find, encoder.as_dicts, encoder.reads_files)
+        own[attribute] = _finding(tokenizer, finds)
+    return _with(clip, own)
 
 
 class _SharedRun:
@@ -102,16 +203,15 @@ class _SharedRun:
         return torch.cat([z, z_empty]), None if pooled is None else torch.cat([pooled, pooled_empty]), *extra
 
 
-def encode_together(clip: Any, prompts: Sequence[dict[str, list]]) -> list[list]:
+def encode_together(clip: Any, encoders: Mapping[str, ComfyEncoder], prompts: Sequence[dict[str, list]]) -> list[list]:
     """The host's conditionings of tokenised prompts, which it encodes one by one, each text encoder run once for all.
 
     Text encoders are deep and narrow, and their weights may have to be cast: a batch of prompts costs little more than
     one.
     """
     shared = []
-    for encoder in encoders(clip).values() if len(prompts) > 1 else ():
-        key = encoder.attribute if encoder.attribute in prompts[0] else encoder.attribute.removeprefix("clip_")
-        windows = [[[token for token, _ in window] for window in prompt.get(key, [])] for prompt in prompts]
+    for encoder in encoders.values() if len(prompts) > 1 else ():
+        windows = [[[pair[0] for pair in window] for window in prompt[encoder.tokens_key]] for prompt in prompts]
         # T5 pads to no common length; it has to take its prompts one by one.
         if len({len(window) for each in windows for window in each}) == 1 and all(windows):
             encode: Any = encoder.model.encode

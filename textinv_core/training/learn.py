@@ -94,7 +94,7 @@ def learn(
     as_trained = [cropped(picture, host.latent_multiple) for picture in pictures]
     height, width = as_trained[0].pixels.shape[:2] if pictures else (0, 0)
     about_model = {**host.facts(), "modelspec.resolution": f"{width}x{height}"}
-    learnable = LearnableEmbedding(with_model(embedding, about_model), shuffle)
+    learnable = LearnableEmbedding(with_model(embedding, about_model), shuffle, host.names)
     examples = [Example(torch.empty(0), picture.caption) for picture in pictures]
     last_step = check(learnable, examples, settings, processes).last_step
 
