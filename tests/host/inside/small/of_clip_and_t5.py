@@ -1,0 +1,5 @@
+"""The families whose prompts CLIP and T5 read."""
+
+from .family import Family
+
+FAMILIES: tuple[Family, ...] = ()
