@@ -4,17 +4,20 @@ import base64
 import functools
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import comfy.ldm.anima.model as anima_model
+import comfy.ops
 import comfy.supported_models as supported
 import comfy.text_encoders.anima as anima
 import comfy.text_encoders.boogu as boogu
 import comfy.text_encoders.ernie as ernie
 import comfy.text_encoders.flux as flux
+import comfy.text_encoders.gpt_oss as gpt_oss
 import comfy.text_encoders.hidream_o1 as hidream_o1
 import comfy.text_encoders.hunyuan_image as hunyuan_image
 import comfy.text_encoders.hunyuan_video as hunyuan_video
@@ -22,9 +25,12 @@ import comfy.text_encoders.ideogram4 as ideogram4
 import comfy.text_encoders.joyimage as joyimage
 import comfy.text_encoders.kandinsky5 as kandinsky5
 import comfy.text_encoders.krea2 as krea2
+import comfy.text_encoders.llama as llama
 import comfy.text_encoders.longcat_image as longcat_image
+import comfy.text_encoders.lt as lt
 import comfy.text_encoders.lumina2 as lumina2
 import comfy.text_encoders.mage_flow as mage_flow
+import comfy.text_encoders.minimax as minimax
 import comfy.text_encoders.newbie as newbie
 import comfy.text_encoders.omnigen2 as omnigen2
 import comfy.text_encoders.ovis as ovis
@@ -34,6 +40,8 @@ import comfy.text_encoders.qwen_image as qwen_image
 import comfy.text_encoders.qwen_vl as qwen_vl
 import comfy.text_encoders.z_image as z_image
 import sentencepiece
+import tokenizers
+import torch
 
 from .family import Family, small_clip, small_model
 
@@ -128,6 +136,60 @@ def _newbie_clip() -> Any:
     sizes = _language_model(num_attention_heads=4, vocab_size=SMALL_VOCABULARY)
     del sizes["num_key_value_heads"]
     return small_clip(newbie.NewBieTokenizer, newbie.te(), {"_model_config": sizes}, _newbie_data())
+
+
+def _lens_data() -> dict[str, bytes]:
+    """Whole words for the ones it wraps prompts in: by letters they would be more than the host lets it read."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|start|>", "<|message|>", "<|end|>", "<|channel|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=SMALL_VOCABULARY, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator([gpt_oss._lens_render_chat("a dog")] * 2, trainer)
+    return {"tokenizer_json": tokenizer.to_str().encode()}
+
+
+class _LensOperations(comfy.ops.manual_cast):
+    """With the experts' weights made at once; the host's are when a file is loaded."""
+
+    class MoEExperts(comfy.ops.mixed_precision_ops({}, torch.float32).MoEExperts):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.weight = torch.nn.Parameter(torch.empty(self._orig_shape), requires_grad=False)
+
+
+def _lens_clip() -> Any:
+    sizes = {**_language_model(), "head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
+    options = {"gpt_oss_config": sizes, "selected_layers": (1, 2), "custom_operations": _LensOperations}
+    return small_clip(gpt_oss.LensTokenizer, gpt_oss.lens_te(), options, _lens_data())
+
+
+def _ltxav_clip() -> Any:
+    """The encoder takes its sizes of `_model_config`."""
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes = _language_model(vocab_size=SMALL_VOCABULARY)
+    with mock.patch.dict(llama.GEMMA3_VISION_CONFIG, vision):
+        clip = lt.ltxav_te(video_projection_dim=WIDTH)
+        return small_clip(lt.LTXAVGemmaTokenizer, clip, {"_model_config": sizes}, _gemma_data())
+
+
+def _minimax() -> Any:
+    model = _model(supported.MiniMaxH3, **_MINIMAX)
+    frequencies = model.model.diffusion_model.rope.inv_freq  # of the weights' file
+    frequencies.copy_(10000.0 ** -(torch.arange(len(frequencies)) / len(frequencies)))
+    return model
+
+
+def _choosing(kind: Any, factor: float, **sizes: Any) -> Any:
+    """A model whose attention chooses: of the many tokens it gets, nearly all are the same for any prompt."""
+    model = _model(kind, **sizes)
+    with torch.no_grad():
+        for name, weight in model.model.named_parameters():
+            if re.search(r"\b(query|key|q|k)_norm\.", name):
+                weight.mul_(factor)
+    return model
 
 
 def _anima() -> Any:
@@ -317,6 +379,39 @@ _HIDREAM_O1 = {
     "text_config_overrides": {**_language_model(2), "head_dim": 32, "rope_dims": [6, 5, 5]},
     "vision_config_overrides": {"hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "depth": 1},
 }
+_LTXAV = {
+    "cross_attention_dim": 64,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "audio_cross_attention_dim": 32,
+    "audio_attention_head_dim": 16,
+    "audio_num_attention_heads": 2,
+    "connector_attention_head_dim": 32,
+    "connector_num_attention_heads": 2,
+    "connector_num_layers": 1,
+    "caption_channels": WIDTH,
+    "num_layers": 2,
+}
+_MINIMAX = {
+    "hidden_size": 96,  # not the text's, or the model takes that for its own
+    "num_layers": 2,
+    "token_refiner_num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "ffn_hidden_size": 128,
+    "text_dim": WIDTH,
+    "time_embed_hidden_size": 96,
+    "time_embed_dim": 48,
+    "rope_inv_freq_len": 4,
+}
+_LENS = {
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "enc_hidden_dim": WIDTH,
+    "axes_dims_rope": (8, 12, 12),
+    "selected_layer_index": (0, 1),
+}
 
 
 def _family(
@@ -345,7 +440,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _family(
         "Flux2 dev",
-        _of(_model, supported.Flux2, **{**_FLUX2, "guidance_embed": True}),
+        _of(_choosing, supported.Flux2, 2.0, **{**_FLUX2, "guidance_embed": True}),
         _of(_mistral, flux.Flux2Tokenizer, flux.flux2_te(pruned=True), "mistral3_24b", layers=30),
         (128, 8, 8),
         "mistral3_24b",
@@ -517,5 +612,26 @@ FAMILIES: tuple[Family, ...] = (
         _of(_model, supported.HiDreamO1, **_HIDREAM_O1),
         _of(_clip, hidream_o1.HiDreamO1Tokenizer, hidream_o1.HiDreamO1TE, "hidream_o1"),
         (3, 64, 64),
+    ),
+    _family(
+        "LTXAV",
+        _of(_choosing, supported.LTXAV, 3.0, **_LTXAV),
+        _ltxav_clip,
+        (128, 1, 8, 8),
+        "gemma3_12b",
+        read=(),
+    ),
+    _family(
+        "MiniMax-H3",  # the host adds the sound to an empty latent of its pictures
+        _minimax,
+        _of(_clip, minimax.MiniMaxH3Tokenizer, minimax.te(), "qwen3vl_32b"),
+        (24, 1, 8, 8),
+        "qwen3vl_32b",
+    ),
+    _family(
+        "Lens",  # its tokenizer and its encoder are its own, and take whole numbers only
+        _of(_model, supported.Lens, **_LENS),
+        _lens_clip,
+        (128, 8, 8),
     ),
 )
