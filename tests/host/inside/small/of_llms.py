@@ -531,7 +531,7 @@ FAMILIES: tuple[Family, ...] = (
             layers=4,
         ),
         (64, 8, 8),
-        "qwen25_7b",
+        "qwen25_7b",  # ByT5 reads only what stands in quotation marks
         read=(),
     ),
     _family(
@@ -577,12 +577,14 @@ FAMILIES: tuple[Family, ...] = (
         (3, 32, 32),
         "gemma2_2b",
         read=(),
+        quick=True,
     ),
     _family(
         "LongCat",  # its tokenizer does not look for embeddings
         _of(_model, supported.LongCatImage, **_FLUX),
         _of(_qwen25, longcat_image.LongCatImageTokenizer, longcat_image.te()),
         (16, 8, 8),
+        quick=True,
     ),
     _family(
         "NewBie",
@@ -592,6 +594,7 @@ FAMILIES: tuple[Family, ...] = (
         "gemma3_4b",
         "jina_clip_2",
         read=(),
+        quick=True,
     ),
     _family(
         "HunyuanVideo 1.5",
