@@ -39,7 +39,9 @@ def small_clip(tokenizer: Any, clip: Any, sizes: Mapping[str, Any], tokenizer_da
     whatever else the host's `model_options` take."""
     target = comfy.supported_models_base.ClipTarget(tokenizer, clip)
     options = {"dtype": torch.float32, **sizes}
-    made = comfy.sd.CLIP(target, embedding_directory=[], tokenizer_data=dict(tokenizer_data or {}), model_options=options)
+    made = comfy.sd.CLIP(
+        target, embedding_directory=[], tokenizer_data=dict(tokenizer_data or {}), model_options=options
+    )
     fill(made.cond_stage_model.parameters())
     return made
 
