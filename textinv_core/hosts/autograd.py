@@ -59,6 +59,24 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def without_leftovers(*modules: nn.Module) -> Iterator[None]:
+    """After the block, no module has a tensor among its attributes that it had not before: some note what they were
+    given last, and with it all that its gradients went through would stay."""
+    before = [(vars(module), dict(vars(module))) for root in modules for module in root.modules()]
+    try:
+        yield
+    finally:
+        for own, was in before:
+            for name in [
+                name for name, value in own.items() if isinstance(value, Tensor) and value is not was.get(name)
+            ]:
+                if name in was:
+                    own[name] = was[name]
+                else:
+                    del own[name]
+
+
+@contextmanager
 def replaced_method(module: nn.Module, name: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
     """For the length of the block, `module.<name>` is `wrap` of what it was."""
     own = vars(module).get(name)

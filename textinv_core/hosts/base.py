@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..embedding import Embedding, create_embedding
+from ..embedding import UNREAD, Embedding, create_embedding, unread_text
 from ..errors import UserError
 from ..noise import NoiseSchedule
 from ..prompts import names_embedding
-from .autograd import lean, ordinary_weights, storages
+from .autograd import lean, ordinary_weights, storages, without_leftovers
 from .checkpoints import checkpointing
 from .tolerant import Tolerant
 
@@ -92,6 +92,7 @@ class TrainableModel(ABC):
     noise_schedule: NoiseSchedule
     modules: Sequence[nn.Module]  # all that gradients pass through
     blocks: Sequence[nn.Module]  # what is made of blocks that can be computed again for the backward pass
+    tolerant_blocks: Sequence[nn.Module] = ()  # the same, of what is always run inside `tolerant`
 
     is_tolerant = False
     """Whether what autograd refuses in the diffusion model is done otherwise, see `tolerant.Tolerant`."""
@@ -156,6 +157,8 @@ class TrainableModel(ABC):
         """From now on keep less for the backward pass, and compute it again there."""
         for block in self.blocks:
             self._stack.enter_context(checkpointing(block, lambda: self.tolerant if self.is_tolerant else None))
+        for block in self.tolerant_blocks:
+            self._stack.enter_context(checkpointing(block, lambda: self.tolerant))
 
     def check_interrupted(self) -> None:  # noqa: B027  (most have nothing to look at)
         """Raise what the host raises where it is asked to stop; looked at before each batch."""
@@ -208,6 +211,11 @@ class Host(ABC):
         """The keys of text encoders for which prompts find no embeddings in files: there they have to be applied."""
         return [key for key, encoder in self.encoders.items() if not encoder.reads_files]
 
+    @property
+    def left_out(self) -> list[str]:
+        """What the text encoders are called that take no embeddings."""
+        return []
+
     def names(self, prompt: str, name: str) -> bool:
         """Whether `prompt` names the embedding `name` for at least one of the text encoders."""
         return names_embedding(prompt, name)
@@ -251,7 +259,22 @@ class Host(ABC):
 
         Of a text with more tokens than vectors A1111 takes the first ones for CLIP-L, and samples evenly for OpenCLIP.
         """
-        return create_embedding(name, self.text_vectors(init_text), vectors, keep_first="clip_l" in self.encoders)
+        made = create_embedding(name, self.text_vectors(init_text), vectors, keep_first="clip_l" in self.encoders)
+        return replace(made, metadata=self._unread_fact())
+
+    def _unread_fact(self) -> dict[str, str]:
+        return {UNREAD: ", ".join(self.unread)} if self.unread else {}
+
+    def about_encoders(self) -> str:
+        """Which text encoders embeddings are for, which not, and where plain prompts do not find them; some sentences
+        for the person."""
+        said = [f"For {', '.join(f'{key} (width {width})' for key, width in self.widths.items())}."]
+        if self.left_out:
+            takes = "take no part" if len(self.left_out) > 1 else "takes no part"
+            said.append(f"{', '.join(self.left_out)} {takes}: no name of an embedding reaches it.")
+        if self.unread:
+            said.append(unread_text(", ".join(self.unread)))
+        return " ".join(said)
 
     def word_norms(self) -> dict[str, float]:
         """Encoder key -> the norm of a usual word's vector: the median of the vocabulary's, or of `MEASURED_TOKENS` of
@@ -348,6 +371,7 @@ class Host(ABC):
             model.is_tolerant = self._is_tolerant
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(without_leftovers(*model.modules))
             stack.enter_context(ordinary_weights(*model.modules))
             for module in model.lean_modules():
                 stack.enter_context(lean(module, model.recast))
@@ -387,4 +411,4 @@ class Host(ABC):
 
     def facts(self) -> dict[str, str]:
         """What an embedding's metadata says of the model it was trained on."""
-        return {"textinv.base_model": self.fingerprint()}
+        return {"textinv.base_model": self.fingerprint(), **self._unread_fact()}

@@ -120,13 +120,15 @@ class _EachMissingNameOnce(logging.Filter):
 class ComfyModel(TrainableModel):
     """On a loaded ModelPatcher and CLIP."""
 
-    def __init__(self, model: Any, clip: Any, encoders: Mapping[str, ComfyEncoder], stack: ExitStack):
+    def __init__(self, model: Any, clip: Any, encoders: Mapping[str, ComfyEncoder], guidance: float, stack: ExitStack):
         super().__init__(stack)
         self._encoders = encoders
+        # What the host's nodes would have put into a conditioning.
+        self._told = {"guidance": guidance} if guidance else {}
         self.device = model.load_device
         self.dtype = model.model.get_dtype_inference()
         self.modules = model.model, clip.cond_stage_model
-        self.blocks = (model.model.diffusion_model,)
+        self.blocks, self.tolerant_blocks = (model.model.diffusion_model,), (clip.cond_stage_model,)
         self._model, self._base = model, model.model
         # The host loads the text encoder before each prompt, and may evict the rest of the model for it.
         self._clip = copy.copy(clip)
@@ -164,7 +166,7 @@ class ComfyModel(TrainableModel):
         latent = latent[None].to(self.device)
         [cond] = comfy.samplers.encode_model_conds(
             self._base.extra_conds,
-            comfy.sampler_helpers.convert_cond(encoded),
+            [cond | self._told for cond in comfy.sampler_helpers.convert_cond(encoded)],
             latent,
             self.device,
             "positive",
@@ -211,13 +213,15 @@ class ComfyHost(Host):
     """The MODEL, CLIP and VAE of a graph; what only concerns text encoders needs the CLIP alone.
 
     precision: one of `precision.PRECISIONS`, what the model computes in while it is trained on; `auto` as in sampling.
+    guidance: what models with guidance built in (Flux dev, HunyuanVideo) are told while they are trained on, as by
+    FluxGuidance; 0 is the host's own default for each. Others have no use for it.
     """
 
     called = "CLIP"
     interrupts = (comfy.model_management.InterruptProcessingException,)
 
-    def __init__(self, clip: Any, model: Any = None, vae: Any = None, precision: str = "auto"):
-        self._clip, self._model, self._vae = clip, model, vae
+    def __init__(self, clip: Any, model: Any = None, vae: Any = None, precision: str = "auto", guidance: float = 0.0):
+        self._clip, self._model, self._vae, self._guidance = clip, model, vae, guidance
         self._dtype = None if precision == "auto" else dtype_of(precision)
 
     @cached_property
@@ -233,6 +237,12 @@ class ComfyHost(Host):
     @property
     def encoder_name(self) -> str:
         return type(self._clip.cond_stage_model).__name__
+
+    @property
+    def left_out(self) -> list[str]:
+        taking = [encoder.model for encoder in self.encoders.values()]
+        models = self._clip.cond_stage_model.named_children()
+        return [name for name, model in models if hasattr(model, "encode_token_weights") and model not in taking]
 
     def apply(self, *embeddings: Embedding) -> Any:
         """A clone of the CLIP that knows `embedding:<name>`, before any file of that name. Raises as `check_fits`."""
@@ -354,14 +364,14 @@ class ComfyHost(Host):
             stack.enter_context(
                 replaced_method(embedder, "forward", lambda forward: lambda sizes: forward(upload(sizes, there)))
             )
-        return ComfyModel(model, clip, self.encoders, stack)
+        return ComfyModel(model, clip, self.encoders, self._guidance, stack)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in self._model.model.diffusion_model.named_parameters(prefix="diffusion_model"):
             yield name, self._model.backup[name].weight if name in self._model.backup else weight
 
     def identities(self) -> dict[str, str]:
-        return identities(self._clip, self._model, self._vae, self._dtype)
+        return identities(self._clip, self._model, self._vae, self._dtype, self._guidance)
 
     def found(self, name: str) -> str | None:
         encoders = self.encoders.items()

@@ -74,15 +74,21 @@ class _TryGetEmbedding:
     host_finds: Any
     key: str
     find: Find
-    as_dicts: bool = False
-    reads_files: bool = True
 
     def __call__(self, text: str) -> tuple[Any, str, str]:
         name, leftover = read_name(text)
         vectors = self.find(self.key, name) if name else None
-        if vectors is None:
-            return self.host_finds(text)
-        return _Dicts(vectors) if self.as_dicts else vectors, name, leftover
+        return self.host_finds(text) if vectors is None else (self.handed(vectors), name, leftover)
+
+    def handed(self, vectors: Tensor) -> Any:
+        return vectors
+
+
+class _TryGetDicts(_TryGetEmbedding):
+    """The same where they have to be dictionaries."""
+
+    def handed(self, vectors: Tensor) -> Any:
+        return _Dicts(vectors)
 
 
 def _leave_out(text: str) -> tuple[Tensor, str, str]:
@@ -119,7 +125,7 @@ def _asked(clip: Any, as_dicts: bool) -> dict[str, tuple[str, bool]] | None:
     rows = {attribute: torch.zeros(2, 4) for attribute in _tokenizers(clip)}
 
     def finds(attribute: str) -> Any:
-        return _TryGetEmbedding(None, attribute, lambda key, name: rows[key], as_dicts)
+        return (_TryGetDicts if as_dicts else _TryGetEmbedding)(None, attribute, lambda key, name: rows[key])
 
     probed.tokenizer = _with(clip, {name: _finding(each, finds(name)) for name, each in _tokenizers(clip).items()})
     try:
@@ -137,11 +143,12 @@ def _asked(clip: Any, as_dicts: bool) -> dict[str, tuple[str, bool]] | None:
     return found
 
 
-def _reads_files(tokenizer: SDTokenizer, takes_vectors: bool) -> bool:
-    own = vars(tokenizer).get("_try_get_embedding")
-    if isinstance(own, _TryGetEmbedding):  # of an embedding applied before
-        return own.reads_files
-    return takes_vectors and tokenizer.embedding_directory is not None
+def _stock(tokenizer: SDTokenizer) -> SDTokenizer:
+    """`tokenizer` as it was before embeddings were applied to it."""
+    finds: Any = tokenizer._try_get_embedding
+    while isinstance(finds, _TryGetEmbedding):
+        finds = finds.host_finds
+    return getattr(finds, "__self__", tokenizer)
 
 
 def encoders(clip: Any) -> dict[str, ComfyEncoder]:
@@ -158,7 +165,7 @@ def encoders(clip: Any) -> dict[str, ComfyEncoder]:
         models = (getattr(clip.cond_stage_model, name, None) for name in (attribute, attribute.removeprefix("clip_")))
         model = next((each for each in models if isinstance(each, SDClipModel)), None)
         if model is not None:
-            reads_files = _reads_files(tokenizer, not as_dicts)
+            reads_files = not as_dicts and _stock(tokenizer).embedding_directory is not None
             by_key[tokenizer.embedding_key] = ComfyEncoder(
                 attribute, tokens_key, tokenizer, model, clip, as_dicts, reads_weights, reads_files
             )
@@ -173,8 +180,7 @@ def tokenizer_with(clip: Any, encoders: Mapping[str, ComfyEncoder], find: Find) 
         finds: Any = _leave_out
         if attribute in taking:
             key, encoder = taking[attribute]
-            host_finds = tokenizer._try_get_embedding
-            finds = _TryGetEmbedding(host_finds, key, find, encoder.as_dicts, encoder.reads_files)
+            finds = (_TryGetDicts if encoder.as_dicts else _TryGetEmbedding)(tokenizer._try_get_embedding, key, find)
         own[attribute] = _finding(tokenizer, finds)
     return _with(clip, own)
 

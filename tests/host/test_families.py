@@ -1,0 +1,62 @@
+"""Every family the host can condition with an embedding: made small of its own classes, and trained on."""
+
+import pytest
+
+from tests.rig import version
+
+SLOPE = pytest.approx(1, abs=0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _new_enough(host):
+    if version(host) < "0.33":
+        pytest.skip("the small families are made of the classes of ComfyUI 0.33")
+
+
+def wrong_of(found):
+    """What is not as it must be of a family that can be trained on."""
+    must_be = {
+        "slope": SLOPE,
+        "moved": found.get("keys"),
+        "applied": True,
+        "checkpointed": pytest.approx(0, abs=1e-4),
+        "changed": [],
+        "file": None if found.get("unread") or found.get("crashes") else 0.0,
+    }
+    return {name: found.get(name) for name, value in must_be.items() if found.get(name) != value}
+
+
+def check(found):
+    """All families in `found`, at once: one that fails hides no other."""
+    wrong = {name: wrong_of(each) for name, each in found.items() if "refused" not in each}
+    assert {name: each for name, each in wrong.items() if each} == {}
+
+
+@pytest.fixture(scope="module")
+def quick(inside):
+    return inside("families.py", "quick")
+
+
+def test_the_families_that_most_people_use_can_be_trained_on(quick):
+    assert len(quick) >= 20
+    check(quick)
+
+
+def test_those_whose_tokenizers_ask_for_no_names_are_refused(quick):
+    assert [name for name, found in quick.items() if "refused" in found] == ["LongCat"]
+    assert "does not ask for the embeddings" in quick["LongCat"]["refused"]
+
+
+def test_what_plain_prompts_do_not_find_is_known(quick):
+    unread = {name: found["unread"] for name, found in quick.items() if found.get("unread")}
+    assert unread["Qwen-Image"] == ["qwen25_7b"]
+    assert unread["Kandinsky5 Image"] == ["qwen25_7b"]
+    assert unread["HunyuanVideo"] == ["clip_l", "llama"]
+    assert "Flux dev" not in unread and "Z-Image" not in unread
+
+
+@pytest.mark.long
+def test_all_families(inside):
+    found = inside("families.py", timeout=3600)
+    assert len(found) >= 46
+    check(found)
