@@ -60,7 +60,7 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_leftovers(*modules: nn.Module) -> Iterator[None]:
-    """After the block, no module has a tensor among its attributes that it had not before: some note what they were
+    """After the block, no module has tensors among its attributes that it had not before: some note what they were
     given last, and with it all that its gradients went through would stay."""
     before = [(vars(module), dict(vars(module))) for root in modules for module in root.modules()]
     try:

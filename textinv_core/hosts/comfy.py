@@ -34,6 +34,7 @@ from ..noise import NoiseSchedule
 from .autograd import replaced_method
 from .base import Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .comfy_parts import identities, transformer_options
+from .comfy_prefix import Prefixes
 from .comfy_text import ComfyEncoder, encode_together, encoded, encoders, tokenizer_with
 from .marks import mark
 from .precision import dtype_of
@@ -122,7 +123,7 @@ class ComfyModel(TrainableModel):
 
     def __init__(self, model: Any, clip: Any, encoders: Mapping[str, ComfyEncoder], guidance: float, stack: ExitStack):
         super().__init__(stack)
-        self._encoders = encoders
+        self._encoders, self._prefixes = encoders, {key: Prefixes() for key in encoders}
         # What the host's nodes would have put into a conditioning.
         self._told = {"guidance": guidance} if guidance else {}
         self.device = model.load_device
@@ -157,7 +158,11 @@ class ComfyModel(TrainableModel):
             clip.tokenizer = tokenizer_with(clip, self._encoders, Occurrences(of_prompt))
         tokens = [clip.tokenize(prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         self.tolerant.forget()
-        with self.tolerant, self.tolerant.keeping():  # residuals are added in place
+        with ExitStack() as stack:
+            stack.enter_context(self.tolerant)  # residuals are added in place
+            stack.enter_context(self.tolerant.keeping())
+            for key, encoder in self._encoders.items():
+                stack.enter_context(self._prefixes[key].reused(encoder.model))
             encoded = encode_together(self._clip, self._encoders, tokens)
         return [self._model_conds(cond[:1], latent) for cond, latent in zip(encoded, latents, strict=True)]
 

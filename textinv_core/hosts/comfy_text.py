@@ -233,7 +233,8 @@ def encode_together(clip: Any, encoders: Mapping[str, ComfyEncoder], prompts: Se
 
 
 def encoded(clip: Any, name: str) -> list[Tensor]:
-    """The tensors of a conditioning, as CLIPTextEncode makes it, whose prompt is an embedding."""
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(f"{EMBEDDING}{name}"), show_pbar=False)
+    """The tensors of a conditioning, as CLIPTextEncode makes it, whose prompt is an embedding behind a word: some
+    tokenizers do not find one that comes first."""
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(f"a {EMBEDDING}{name}"), show_pbar=False)
     found = [tensor for cond, more in conditioning for tensor in (cond, *more.values())]
     return [tensor.float() for tensor in found if isinstance(tensor, Tensor)]
