@@ -81,7 +81,7 @@ def different_windows(clip) -> list:
             ours = windows(groups, own.max_length, own.start_token, own.end_token, own.pad_token)
             theirs = known.tokenize_with_weights(prompt)
             if plain(ours) != plain(theirs):
-                wrong.append([key, prompt])
+                wrong.append([encoder.attribute, prompt])
     return wrong
 
 
