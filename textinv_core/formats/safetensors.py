@@ -12,7 +12,7 @@ from ..files import write_atomically
 from .bundles import bundled, chosen
 from .facts import lasting
 from .limits import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, check_file, check_total
-from .tensors import to_store, vectors_of
+from .tensors import T5, T5_ELSEWHERE, counted, to_store, vectors_of
 
 # https://github.com/Stability-AI/ModelSpec
 ARCHITECTURES = {
@@ -43,7 +43,8 @@ def read(path: Path, name: str | None = None) -> Embedding:
         with safe_open(path, "pt") as file:
             facts = {} if bundle else file.metadata() or {}  # a LoRA's are its own
             keys = bundle[stem] if bundle else {key: key for key in file.keys()}  # noqa: SIM118  (no mapping)
-            check_total((file.get_slice(stored).get_shape() for stored in keys.values()), MAX_TENSOR_BYTES, path.name)
+            shapes = {key: file.get_slice(stored).get_shape() for key, stored in keys.items()}
+            check_total(counted(shapes), MAX_TENSOR_BYTES, path.name)
             tensors = {key: file.get_tensor(stored) for key, stored in keys.items()}
             vectors = vectors_of(tensors, "textinv.vectors" in facts, path.name)
     except (SafetensorError, NotImplementedError) as error:  # torch knows float types it cannot convert
@@ -55,7 +56,13 @@ def read(path: Path, name: str | None = None) -> Embedding:
 
 
 def write(embedding: Embedding, path: Path) -> None:
-    """Write `embedding` with the keys its encoders have in ComfyUI; see `save_embedding`."""
+    """Write `embedding` with the keys its encoders have in ComfyUI; see `save_embedding`.
+
+    T5's vectors are there once more under the key that OneTrainer, and diffusers' guide for Flux, look for.
+    """
+    tensors = to_store(embedding)
+    if T5 in tensors and T5_ELSEWHERE not in tensors:
+        tensors[T5_ELSEWHERE] = tensors[T5].clone()
     facts = dict(embedding.metadata)
     facts |= {
         "modelspec.sai_model_spec": "1.0.1",
@@ -69,4 +76,4 @@ def write(embedding: Embedding, path: Path) -> None:
         facts["modelspec.architecture"] = architecture
     if embedding.step is not None:
         facts["textinv.step"] = str(embedding.step)
-    write_atomically(path, save(to_store(embedding), facts))
+    write_atomically(path, save(tensors, facts))
