@@ -247,7 +247,7 @@ def main():
         for attribute, tokenizer in vars(mute.tokenizer).items():
             if isinstance(tokenizer, SDTokenizer):
                 silent = copy.copy(tokenizer)
-                silent.embedding_directory = None
+                silent.embedding_identifier = "no name at all:"
                 setattr(mute.tokenizer, attribute, silent)
         try:
             comfy_host.ComfyHost(mute).widths  # noqa: B018
