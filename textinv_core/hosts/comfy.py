@@ -154,7 +154,6 @@ class ComfyModel(TrainableModel):
         for clip, of_prompt in zip(clips, lookups, strict=True):
             clip.tokenizer = tokenizer_with(clip, self._encoders, Occurrences(of_prompt))
         tokens = [clip.tokenize(prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        self.tolerant.forget()
         with self.tolerant, self.tolerant.keeping():  # residuals are added in place
             encoded = encode_together(self._clip, self._encoders, tokens)
         return [self._model_conds(cond[:1], latent) for cond, latent in zip(encoded, latents, strict=True)]
