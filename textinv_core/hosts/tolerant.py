@@ -109,7 +109,8 @@ class Tolerant(TorchFunctionMode):
     def _change(self, tensors: Sequence[Any]) -> Iterator[None]:
         plain = [tensor for tensor in tensors if is_plain(tensor)]
         for tensor in plain:
-            tensor.grad_fn  # noqa: B018  (until asked, a view whose base needs gradients since is refused as a leaf)
+            if tensor.requires_grad and torch.is_grad_enabled():
+                tensor.grad_fn  # noqa: B018  (until asked, a view whose base needs gradients since is taken for a leaf)
         changing = {pointer(tensor) for tensor in plain} - self._changing
         for memory in changing:
             for reference in self._kept.pop(memory, ()):
@@ -127,11 +128,11 @@ class Tolerant(TorchFunctionMode):
         if name == "__get__":
             return func(*args, **kwargs)
         changed = _changed(func, name, args, kwargs)
+        is_lost = any(isinstance(value, Tensor) and value.is_inference() for value in changed)
+        args = [_ordinary(value) for value in args]
+        if kwargs:
+            kwargs = {key: _ordinary(value) for key, value in kwargs.items()}
         if torch.is_grad_enabled():
-            is_lost = any(isinstance(value, Tensor) and value.is_inference() for value in changed)
-            args = [_ordinary(value) for value in args]
-            if kwargs:
-                kwargs = {key: _ordinary(value) for key, value in kwargs.items()}
             if is_lost and _needs_gradient([*args, *kwargs.values()]):
                 # They would be, in the ordinary tensor over the same memory, that nobody asks again.
                 raise RuntimeError("What needs gradients cannot be written into a tensor that inference mode has made.")
