@@ -312,27 +312,41 @@ def test_a_block_has_the_random_numbers_of_the_first_time():
         assert torch.equal(a, b)
 
 
+LIKE = {
+    "columns first": lambda: X.mT.clone().mT,
+    "every other": lambda: randn(4, 4, 6, 12)[::2, :, :, ::2],
+    "a view of every other": lambda: randn(4, 4, 6, 12)[::2, :, :, ::2].detach()[:, 1:],
+    "channels last": lambda: X.to(memory_format=torch.channels_last, copy=True)[:, 1:],
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("made", ["columns first", "expanded", "every other"])
+@pytest.mark.parametrize("made", LIKE)
 def test_inputs_may_lie_in_memory_as_they_like(dtype, made):
     def do(x, options):
-        y = x * options["like"][0]
-        if made != "expanded":
-            options["like"][0].mul_(0.5)
-        return x * y * options["like"][0]
-
-    x = X.to(dtype)
-    like = {
-        "columns first": X.mT,
-        "expanded": X[:1, :, :1].expand(X.shape),
-        "every other": randn(4, 4, 6, 12)[::2, :, :, ::2],
-    }
-    like = like[made].to(dtype)
+        like = options["like"][0]
+        y = x[:, : like.shape[1]] * like
+        like.mul_(0.5)
+        x[:, : like.shape[1]] += y * like
+        return x
 
     def net():
-        return Doing(do, {"like": [like.clone(memory_format=torch.preserve_format)]})
+        like = LIKE[made]()
+        return Doing(do, {"like": [like if dtype == torch.float32 else like.to(dtype)]})
 
+    x = X.to(dtype)
     for a, b in zip(checkpointed(net(), x, Tolerant(set())), tolerantly(net(), x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_expanded_input_is_one():
+    like = torch.linspace(-1, 1, 6).requires_grad_()
+
+    def do(x, like):
+        return torch.tanh(x * like) * like
+
+    net = Doing(do, (like * 1).expand(X.shape))
+    for a, b in zip(checkpointed(net, X, Tolerant(set())), tolerantly(net, X), strict=True):
         assert torch.equal(a, b)
 
 

@@ -186,7 +186,9 @@ def with_a_mask_that_changes(x):
     mask = torch.linspace(-1, 1, 6)
     y = x * mask
     torch.cos(mask, out=mask)
-    z = torch.where(mask > 0.6, y, -x)
+    is_high = mask > 0.6
+    z = torch.where(is_high, y, -x)
+    is_high |= True
     mask.neg_()
     return z * mask
 

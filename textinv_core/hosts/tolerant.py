@@ -16,10 +16,8 @@ from .autograd import is_plain, ordinary, pointer
 # Those that host code calls with `out=` on what needs gradients. Not all there are: the host's fp8_linear finds out by
 # the error of `torch.clamp(..., out=)` that it has to take the path that can be trained through.
 INTO_GIVEN = {torch.add, torch.mul, torch.exp}
-IN_PLACE = {"__setitem__"} | {
-    f"__i{name}__"
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
-}
+# Besides those whose names end with _, as do those that `x += y` and its like call.
+IN_PLACE = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
 OPERATIONS = torch._ops.OpOverloadPacket, torch._ops.OpOverload
 
 
@@ -51,15 +49,15 @@ def unkept(value: Any) -> Any:
 def _changed(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
     """What an operation changes in place, among other things; it is not known which arguments operations of the host's
     change."""
-    changed: list[Any] = []
+    changed: Sequence[Any] = ()
     name = name.partition(".")[0]  # behind which an overload has its own
     if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")):
         given = [*args, *kwargs.values()]
-        changed += given if isinstance(func, OPERATIONS) else given[:1]
+        changed = given if isinstance(func, OPERATIONS) else given[:1]
     elif kwargs.get("inplace"):
-        changed += args[:1]
+        changed = args[:1]
     if "out" in kwargs:
-        changed.append(kwargs["out"])
+        changed = [*changed, kwargs["out"]]
     return [each for value in changed for each in (value if isinstance(value, list | tuple) else [value])]
 
 
@@ -128,6 +126,8 @@ class Tolerant(TorchFunctionMode):
         if name == "__get__":
             return func(*args, **kwargs)
         changed = _changed(func, name, args, kwargs)
+        if not (changed or torch.is_grad_enabled()):
+            return func(*args, **kwargs)
         is_lost = any(isinstance(value, Tensor) and value.is_inference() for value in changed)
         args = [_ordinary(value) for value in args]
         if kwargs:
