@@ -83,7 +83,6 @@ def ready(clip: Any, reuse: bool, checkpoint: bool) -> Iterator[Callable[[], Non
 
         def step() -> None:
             tokens = tokenizer.tokenize_with_weights(PROMPT)
-            tolerant.forget()
             with tolerant, tolerant.keeping():
                 [[encoded, _]] = clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
             torch.autograd.grad(encoded.float().sum(), vectors)

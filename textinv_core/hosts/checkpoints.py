@@ -6,13 +6,14 @@ one after it changes them in place, as those of Flux do.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .autograd import replaced_method
+from .autograd import ordinary, replaced_method
 from .tolerant import Kept, Tolerant, unkept
 
 
@@ -25,29 +26,73 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
+@dataclass(frozen=True)
 class _Input:
-    """A tensor that a block was given, as it was then."""
+    """A tensor that a block was given: one of those kept of its inputs, or a view of it, as of `Tensor.as_strided`."""
 
-    def __init__(self, tensor: Tensor, tolerant: Tolerant | None):
-        self._needs_gradient = tensor.requires_grad
-        self._kept = Kept(tensor) if tolerant is None else tolerant.keep(tensor)
+    number: int
+    view: Any
 
-    def again(self, may_change: bool) -> Tensor:
-        """The same for another run; may_change: whether that may change it in place."""
-        tensor = unkept(self._kept)
-        if not self._needs_gradient:
+
+def _base(tensor: Tensor) -> Tensor:
+    """What `tensor` is a view of, where that can be kept in its place, else itself."""
+    base = tensor._base
+    if base is None or base.dtype != tensor.dtype or base.requires_grad != tensor.requires_grad:
+        return tensor
+    has_strides_of_a_copy = torch.empty_like(base, device="meta").stride() == base.stride()
+    return base if has_strides_of_a_copy else tensor
+
+
+class _Inputs:
+    """What a block was given, as it was then, for another run. Tensors that lay in the same memory do so again, because
+    the block may change them in place."""
+
+    def __init__(self, given: Any, tolerant: Tolerant | None):
+        self._tolerant = tolerant
+        self._kept: list[Any] = []
+        self._need_gradients: list[bool] = []
+        bases: dict[int, tuple[int, Tensor]] = {}  # which keeps them alive, so that their ids stay theirs
+
+        def keep(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            tensor = ordinary(value) if value.is_inference() else value
+            base = _base(tensor)
+            if id(base) not in bases:
+                bases[id(base)] = len(self._kept), base
+                self._kept.append(Kept(base) if tolerant is None else tolerant.keep(base))
+                self._need_gradients.append(base.requires_grad)
+            offset = tensor.storage_offset() - base.storage_offset()
+            return _Input(bases[id(base)][0], None if base is tensor else (tensor.shape, tensor.stride(), offset))
+
+        self._given = _mapped(keep, given)
+
+    def again(self) -> Any:
+        """The same once more; the tensors in it need gradients where they did."""
+        tensors = list(map(self._again, self._kept, self._need_gradients))
+
+        def again(value: Any) -> Any:
+            if not isinstance(value, _Input):
+                return value
+            tensor = tensors[value.number]
+            return tensor if value.view is None else tensor.as_strided(*value.view)
+
+        return _mapped(again, self._given)
+
+    def _again(self, kept: Any, needs_gradient: bool) -> Tensor:
+        tensor = unkept(kept)
+        if not needs_gradient:
             return tensor
         tensor = tensor.detach().requires_grad_()
-        return tensor.clone() if may_change else tensor
+        return tensor if self._tolerant is None else tensor.clone()  # which may be changed in place
 
 
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """`value`, or where it is a container a new one, with `function` of each thing in it. Deeper ones stay: blocks tell
-    each other through them."""
+    """`value`, or where it is a container a new one, with `function` of each thing in it."""
     if isinstance(value, dict):
-        return {key: function(each) for key, each in value.items()}
+        return {key: _mapped(function, each) for key, each in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(function, value))
+        return type(value)(_mapped(function, each) for each in value)
     return function(value)
 
 
@@ -55,12 +100,9 @@ class _Run:
     """One run of a block, made again when backward asks for the first of the tensors that it saved."""
 
     def __init__(self, forward: Callable[..., Any], args: Any, kwargs: Any, tolerant: Tolerant | None):
-        def kept(value: Any) -> Any:
-            return _Input(value, tolerant) if isinstance(value, Tensor) else value
-
         self._forward, self._tolerant = forward, tolerant
-        self._args = [_mapped(kept, value) for value in args]
-        self._kwargs = {key: _mapped(kept, value) for key, value in kwargs.items()}
+        # Blocks tell each other things through their options; another run must see them as they are now.
+        self._inputs = _Inputs((args, kwargs), tolerant)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         self._device = next((each.device for each in tensors if each.device.type != "cpu"), torch.device("cpu"))
         self._random = _random_states(self._device)
@@ -80,9 +122,6 @@ class _Run:
         tolerant = self._tolerant
         saved: list[Any] = []
 
-        def again(value: Any) -> Any:
-            return value.again(tolerant is not None) if isinstance(value, _Input) else value
-
         def pack(tensor: Tensor) -> None:
             saved.append(Kept(tensor) if tolerant is None else tolerant.keep(tensor))
 
@@ -90,8 +129,8 @@ class _Run:
         with torch.enable_grad(), saved_tensors_hooks(pack, unkept), tolerant or nullcontext():
             try:
                 _set_random_states(self._device, self._random)
-                args = [_mapped(again, value) for value in self._args]
-                self._forward(*args, **{key: _mapped(again, value) for key, value in self._kwargs.items()})
+                args, kwargs = self._inputs.again()
+                self._forward(*args, **kwargs)
             finally:
                 _set_random_states(self._device, random)
         if len(saved) != self._count:
@@ -120,17 +159,12 @@ def checkpointing(
     where inputs, or what is saved, have been changed in place.
     """
 
-    def copied(value: Any) -> Any:
-        return dict(value) if isinstance(value, dict) else value
-
     def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
         def checkpointed(*args: Any, **kwargs: Any) -> Any:
-            # Dicts of options change while the network runs; both runs must see them as they are now.
-            args = tuple(map(copied, args))
-            kwargs = {key: copied(value) for key, value in kwargs.items()}
             if not torch.is_grad_enabled():
                 return forward(*args, **kwargs)
-            run = _Run(forward, args, kwargs, tolerance())
+            with torch._C.DisableTorchFunction():  # in which nothing is an inference tensor
+                run = _Run(forward, args, kwargs, tolerance())
             with saved_tensors_hooks(run.pack, run.unpack):
                 return forward(*args, **kwargs)
 

@@ -157,7 +157,6 @@ class ComfyModel(TrainableModel):
         for clip, of_prompt in zip(clips, lookups, strict=True):
             clip.tokenizer = tokenizer_with(clip, self._encoders, Occurrences(of_prompt))
         tokens = [clip.tokenize(prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        self.tolerant.forget()
         with ExitStack() as stack:
             stack.enter_context(self.tolerant)  # residuals are added in place
             stack.enter_context(self.tolerant.keeping())

@@ -101,7 +101,6 @@ def pooled_text(clip: Any, key: str) -> Iterator[Callable[[Sequence[str], Embedd
                     "one window of 75 tokens with the words around it, which is all that can be compared with "
                     "pictures. Take fewer vectors."
                 )
-            tolerant.forget()
             with tolerant, tolerant.keeping():
                 return encoder.model.encode([[token for token, _ in window] for [window] in windows])[1]
 

@@ -2,7 +2,7 @@
 calls operations that have no backward, and takes tensors that autograd refuses."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,11 @@ from .autograd import is_plain, ordinary, pointer
 # Those that host code calls with `out=` on what needs gradients. Not all there are: the host's fp8_linear finds out by
 # the error of `torch.clamp(..., out=)` that it has to take the path that can be trained through.
 INTO_GIVEN = {torch.add, torch.mul, torch.exp}
-IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__iand__", "__ior__"}
+# Besides those whose names end with _, as do those that `x += y` and its like call.
+IN_PLACE = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
+OPERATIONS = torch._ops.OpOverloadPacket, torch._ops.OpOverload
+# Of so much memory what is kept is looked after before those that are gone are passed over.
+PRUNE_AT = 10_000
 
 
 class Kept:
@@ -44,8 +48,19 @@ def unkept(value: Any) -> Any:
     return value.get() if isinstance(value, Kept) else value
 
 
-def _is_in_place(name: str) -> bool:
-    return name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+def _changed(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+    """What an operation changes in place, among other things; it is not known which arguments operations of the host's
+    change."""
+    changed: Sequence[Any] = ()
+    name = name.partition(".")[0]  # behind which an overload has its own
+    if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+        given = [*args, *kwargs.values()]
+        changed = given if isinstance(func, OPERATIONS) else given[:1]
+    elif kwargs.get("inplace"):
+        changed = args[:1]
+    if "out" in kwargs:
+        changed = [*changed, kwargs["out"]]
+    return [each for value in changed for each in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _needs_gradient(args: Sequence[Any]) -> bool:
@@ -72,15 +87,12 @@ class Tolerant(TorchFunctionMode):
         self._constant, self._instead = constant, instead
         # By memory, what is kept of it.
         self._kept: dict[int, list[weakref.ref[Kept]]] = {}
+        self._prune_at = PRUNE_AT
         self._changing: set[int] = set()
 
     def keeping(self) -> saved_tensors_hooks:
         """Inside, what autograd saves is kept; see `keep`."""
         return saved_tensors_hooks(self.keep, unkept)
-
-    def forget(self) -> None:
-        """Before another forward pass: what was kept for the last is no more looked after."""
-        self._kept.clear()
 
     def keep(self, tensor: Tensor) -> Any:
         """`tensor` as it is now, for `unkept`."""
@@ -89,13 +101,21 @@ class Tolerant(TorchFunctionMode):
         kept, memory = Kept(tensor), pointer(tensor)
         if memory in self._changing:  # by the very operation that saves it
             kept.copy()
-        else:
-            self._kept.setdefault(memory, []).append(weakref.ref(kept))
+            return kept
+        if len(self._kept) >= self._prune_at:
+            alive = {place: [each for each in those if each() is not None] for place, those in self._kept.items()}
+            self._kept = {place: those for place, those in alive.items() if those}
+            self._prune_at = max(PRUNE_AT, 2 * len(self._kept))
+        self._kept.setdefault(memory, []).append(weakref.ref(kept))
         return kept
 
     @contextmanager
     def _change(self, tensors: Sequence[Any]) -> Iterator[None]:
-        changing = {pointer(tensor) for tensor in tensors if is_plain(tensor)} - self._changing
+        plain = [tensor for tensor in tensors if is_plain(tensor)]
+        for tensor in plain:
+            if tensor.requires_grad and torch.is_grad_enabled():
+                tensor.grad_fn  # noqa: B018  (until asked, a view whose base needs gradients since is taken for a leaf)
+        changing = {pointer(tensor) for tensor in plain} - self._changing
         for memory in changing:
             for reference in self._kept.pop(memory, ()):
                 if kept := reference():
@@ -109,23 +129,31 @@ class Tolerant(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "__get__" or not torch.is_grad_enabled():
+        if name == "__get__":
             return func(*args, **kwargs)
+        changed = _changed(func, name, args, kwargs)
+        if not (changed or torch.is_grad_enabled()):
+            return func(*args, **kwargs)
+        is_lost = any(isinstance(value, Tensor) and value.is_inference() for value in changed)
         args = [_ordinary(value) for value in args]
         if kwargs:
             kwargs = {key: _ordinary(value) for key, value in kwargs.items()}
-        if "out" in kwargs and func in INTO_GIVEN and _needs_gradient([*args, kwargs["out"]]):
-            given = kwargs.pop("out")
-            result = func(*args, **kwargs)
-            with self._change([given]):
-                return given.copy_(result)
-        if isinstance(func, torch._ops.OpOverloadPacket) and _needs_gradient(args) and (instead := self._instead(func)):
-            with self:
-                return instead(*args, **kwargs)
-        if _is_in_place(name) or kwargs.get("inplace"):
-            with self._change(args[0] if isinstance(args[0], list | tuple) else args[:1]):
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
+        if torch.is_grad_enabled():
+            if is_lost and _needs_gradient([*args, *kwargs.values()]):
+                # They would be, in the ordinary tensor over the same memory, that nobody asks again.
+                raise RuntimeError("What needs gradients cannot be written into a tensor that inference mode has made.")
+            if kwargs.get("out") is not None and func in INTO_GIVEN and _needs_gradient([*args, kwargs["out"]]):
+                given = kwargs.pop("out")
+                result = func(*args, **kwargs)
+                with self._change([given]):
+                    return given.copy_(result)
+            if isinstance(func, OPERATIONS) and _needs_gradient(args) and (instead := self._instead(func)):
+                with self:
+                    return instead(*args, **kwargs)
+        if not changed:
+            return func(*args, **kwargs)
+        with self._change(changed):
+            return func(*args, **kwargs)
 
 
 def _ordinary(value: Any) -> Any:

@@ -40,9 +40,6 @@ class Intolerant(nullcontext):
 
     keeping = nullcontext
 
-    def forget(self):
-        pass
-
 
 def host_flags():
     management = comfy.model_management
