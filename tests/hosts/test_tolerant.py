@@ -15,7 +15,7 @@ from torch.overrides import _get_current_function_mode_stack
 from tests.gradients import randn, run, seeded, tolerantly
 from tests.programs import assert_close, expected_of, gradients, leaves, outcome, programs
 from textinv_core.hosts.autograd import storages
-from textinv_core.hosts.tolerant import Kept, Tolerant
+from textinv_core.hosts.tolerant import PRUNE_AT, Kept, Tolerant
 
 X = randn(2, 4, 6, 6)
 
@@ -109,10 +109,12 @@ def test_what_changed_unseen_is_not_taken_for_what_was_kept():
 
 
 def test_what_is_kept_no_more_is_not_remembered():
-    tolerant, x = Tolerant(set()), X.clone()
-    for _ in range(100):
-        tolerant.keep(x)
-    assert sum(map(len, tolerant._kept.values())) == 1
+    tolerant, held = Tolerant(set()), []
+    for number in range(3 * PRUNE_AT):
+        kept = tolerant.keep(torch.zeros(1) if number % 2 else X)
+        held += [kept] if number % 1000 == 0 else []
+    assert sum(map(len, tolerant._kept.values())) <= PRUNE_AT
+    assert len([each for those in tolerant._kept.values() for each in those if each() is not None]) >= len(held)
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])

@@ -19,7 +19,7 @@ INTO_GIVEN = {torch.add, torch.mul, torch.exp}
 # Besides those whose names end with _, as do those that `x += y` and its like call.
 IN_PLACE = {"__setitem__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
 OPERATIONS = torch._ops.OpOverloadPacket, torch._ops.OpOverload
-# Of so much memory what is kept is looked after before those that are gone are passed over.
+# So many are kept before those that are gone are forgotten.
 PRUNE_AT = 10_000
 
 
@@ -87,7 +87,7 @@ class Tolerant(TorchFunctionMode):
         self._constant, self._instead = constant, instead
         # By memory, what is kept of it.
         self._kept: dict[int, list[weakref.ref[Kept]]] = {}
-        self._prune_at = PRUNE_AT
+        self._count, self._prune_at = 0, PRUNE_AT
         self._changing: set[int] = set()
 
     def keeping(self) -> saved_tensors_hooks:
@@ -102,10 +102,12 @@ class Tolerant(TorchFunctionMode):
         if memory in self._changing:  # by the very operation that saves it
             kept.copy()
             return kept
-        if len(self._kept) >= self._prune_at:
+        self._count += 1
+        if self._count >= self._prune_at:
             alive = {place: [each for each in those if each() is not None] for place, those in self._kept.items()}
             self._kept = {place: those for place, those in alive.items() if those}
-            self._prune_at = max(PRUNE_AT, 2 * len(self._kept))
+            self._count = sum(map(len, self._kept.values()))
+            self._prune_at = max(PRUNE_AT, 2 * self._count)
         self._kept.setdefault(memory, []).append(weakref.ref(kept))
         return kept
 
