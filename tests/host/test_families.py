@@ -3,6 +3,7 @@
 import pytest
 
 from tests.rig import version
+from textinv_core.formats.tensors import ENCODER_KEYS
 
 SLOPE = pytest.approx(1, abs=0.1)
 
@@ -15,6 +16,7 @@ def _new_enough(host):
 
 def wrong_of(found):
     """What is not as it must be of a family that can be trained on."""
+    assert set(found.get("keys", ())) <= ENCODER_KEYS  # else files of other programs would not be read
     must_be = {
         "slope": SLOPE,
         "moved": found.get("keys"),
@@ -53,6 +55,15 @@ def test_what_plain_prompts_do_not_find_is_known(quick):
     assert unread["Kandinsky5 Image"] == ["qwen25_7b"]
     assert unread["HunyuanVideo"] == ["clip_l", "llama"]
     assert "Flux dev" not in unread and "Z-Image" not in unread
+
+
+def test_weights_that_stay_in_ram_are_not_kept_on_the_device_for_backward(inside):
+    """A Flux of 120 MB, none of it on the simulated device: what waits there for the backward pass are activations."""
+    found = inside("streamed.py")
+    assert found["there"] == 0
+    assert found["like a weight"] == 0
+    assert 0 < found["held"] < found["weights"] / 5
+    assert found["loss off"] < 1e-5 and found["gradient off"] < 1e-4
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models_base
@@ -31,7 +32,7 @@ def small_model(config: Any, **more: Any) -> comfy.model_patcher.ModelPatcher:
     model = config.get_model({}, device=CPU)
     buffers = [dict(model.diffusion_model.named_buffers())[name] for name in more.get("fill", ())]
     fill([*buffers, *model.parameters()])
-    return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), CPU)
 
 
 def small_clip(tokenizer: Any, clip: Any, sizes: Mapping[str, Any], tokenizer_data: Mapping[str, Any] | None = None):
