@@ -56,7 +56,7 @@ class Tolerant(TorchFunctionMode):
     """Inside it and its `keeping()`, what autograd would refuse is done so that gradients come out right.
 
     - What is saved for backward is copied just before something changes it in place, and nothing else is.
-    - Of `INTO_GIVEN`, `out=` becomes the operation and a copy of its result.
+    - Of `INTO_GIVEN`, where gradients are needed, `out=` becomes the operation and a copy of its result.
     - Inference tensors are taken as ordinary ones over the same memory.
     - Operations that have no backward are replaced by what `instead` gives for them.
 
@@ -122,8 +122,9 @@ class Tolerant(TorchFunctionMode):
         if isinstance(func, torch._ops.OpOverloadPacket) and _needs_gradient(args) and (instead := self._instead(func)):
             with self:
                 return instead(*args, **kwargs)
-        if _is_in_place(name) or kwargs.get("inplace"):
-            with self._change(args[0] if isinstance(args[0], list | tuple) else args[:1]):
+        if "out" in kwargs or _is_in_place(name) or kwargs.get("inplace"):
+            changed = kwargs.get("out", args[0] if args else None)
+            with self._change(changed if isinstance(changed, list | tuple) else [changed]):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
