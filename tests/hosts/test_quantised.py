@@ -6,6 +6,7 @@ from torch import nn
 
 from textinv_core.hosts.autograd import lean, ordinary_weights
 
+
 class Eighths(torch.Tensor):
     """Numbers as whole eighths, in memory of its own kind; transposed it lies in the same. Its strides say nothing."""
 

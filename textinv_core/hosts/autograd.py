@@ -106,9 +106,7 @@ class _Quantised:
     def numbers(self) -> Tensor:
         """What it stands for, as an ordinary tensor."""
         kind, *how = self._how
-        parts = {
-            name: self._stored[name].to(self._device).as_strided(*layout) for name, layout in self._layout.items()
-        }
+        parts = {name: self._stored[name].to(self._device).as_strided(*layout) for name, layout in self._layout.items()}
         return kind.__tensor_unflatten__(parts, *how).dequantize()
 
 

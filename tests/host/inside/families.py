@@ -83,7 +83,7 @@ def look_at(family):
             losses = Losses(trainable, latent)
             start_vectors = {key: rows.clone() for key, rows in start.vectors.items()}
             loss, gradient = losses.gradient(start_vectors)
-            slope, norm = losses.slope(start_vectors, gradient, loss)
+            slope, _ = losses.slope(start_vectors, gradient, loss)
             trainable.checkpoint_activations()
             _, again = losses.gradient(start_vectors)
             off = largest_difference(again, gradient)

@@ -8,7 +8,10 @@ def state(model, clip):
     """All of the host that a training could change, by name."""
     modules = {"model": model.model, "clip": clip.cond_stage_model}
     weights = {
-        f"{part}.{name}": (id(tensor), float(tensor.detach().double().sum()))
+        f"{part}.{name}": (
+            id(tensor),
+            str(float(tensor.detach().double().sum())),
+        )  # as text: some are not set, and may be NaN
         for part, module in modules.items()
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
