@@ -189,11 +189,11 @@ ALIKE = {"int4 rotated": {"clip_l": 0.9, "t5xxl": -1}}
     [
         "fp8",
         "fp8 native",
-        "cast to fp8, fast",
-        "int8 rotated",
         *(
             pytest.param(kind, marks=pytest.mark.long)
             for kind in (
+                "cast to fp8, fast",
+                "int8 rotated",
                 "fp8 e5m2",
                 "mxfp8",
                 "mxfp8 native",
