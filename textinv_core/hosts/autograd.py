@@ -19,13 +19,26 @@ def pointer(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if is_plain(tensor) else id(tensor)
 
 
+def is_made_of_others(tensor: Tensor) -> bool:
+    """Whether a tensor has others for its memory, as quantised ones do."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def made_of(tensor: Tensor) -> dict[str, Tensor]:
+    """By name, what a tensor is made of that `is_made_of_others`."""
+    return {name: getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]}  # type: ignore[attr-defined]
+
+
+def remade(tensor: Tensor, parts: dict[str, Tensor]) -> Any:
+    """A tensor like `tensor`, made of others."""
+    kind: Any = type(tensor)
+    return kind.__tensor_unflatten__(parts, kind.__tensor_flatten__(tensor)[1], tensor.shape, tensor.stride())
+
+
 def ordinary(tensor: Tensor) -> Tensor:
     """An ordinary frozen tensor over the memory of `tensor`, which may be an inference tensor, or a quantised one."""
-    if flatten := getattr(tensor, "__tensor_flatten__", None):
-        names, how = flatten()
-        inner = {name: ordinary(getattr(tensor, name)) for name in names}
-        made_of: Any = type(tensor)
-        alias: Any = made_of.__tensor_unflatten__(inner, how, tensor.shape, tensor.stride())
+    if is_made_of_others(tensor):
+        alias = remade(tensor, {name: ordinary(part) for name, part in made_of(tensor).items()})
         alias._is_param = isinstance(tensor, nn.Parameter)  # nn.Parameter would copy what it is made of
         return alias
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -95,6 +108,26 @@ def storages(*modules: nn.Module) -> set[int]:
     return {pointer(weight) for module in modules for weight in module.parameters()}
 
 
+class _Quantised:
+    """A quantised weight, perhaps transposed, that is kept where the one it was made of lies, and in no other memory.
+
+    used: as an operation saved it. stored: as it lies in its module, maybe on another device.
+    """
+
+    def __init__(self, used: Tensor, stored: Tensor):
+        self._device, self._stored = used.device, made_of(stored)
+        # Of the same names: what becomes of the parts when a weight is moved and transposed is told by their strides.
+        self._layout = {name: (part.shape, part.stride()) for name, part in made_of(used).items()}
+        kind: Any = type(used)
+        self._how = kind, kind.__tensor_flatten__(used)[1], used.shape, used.stride()
+
+    def numbers(self) -> Tensor:
+        """What it stands for, as an ordinary tensor."""
+        kind, *how = self._how
+        parts = {name: self._stored[name].to(self._device).as_strided(*layout) for name, layout in self._layout.items()}
+        return kind.__tensor_unflatten__(parts, *how).dequantize()
+
+
 Recast = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -104,6 +137,9 @@ def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
     Hosts store weights in one type, or on one device, and compute in another. Autograd would keep each cast weight
     until backward, a second copy of the model; here it is cast once more. recast(module, like) must give the weight
     with the type and device of `like`. Convolutions also keep their input, for the gradient of a weight that has none.
+
+    A quantised weight is unpacked for the backward pass, and only there: gradients are those of the numbers it stands
+    for, and are not quantised themselves.
     """
 
     def wrap(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -114,6 +150,8 @@ def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
             stored, given = pointer(weight), pointer(input)
 
             def pack(tensor: Tensor) -> Any:
+                if is_made_of_others(tensor):
+                    return _Quantised(tensor, weight)
                 storage = pointer(tensor)
                 is_cast_weight = storage != stored and tensor.numel() == weight.numel() and not tensor.requires_grad
                 if storage != given and not is_cast_weight:
@@ -124,6 +162,8 @@ def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
             def unpack(packed: Any) -> Tensor:
                 if isinstance(packed, Tensor):
                     return packed
+                if isinstance(packed, _Quantised):
+                    return packed.numbers()
                 is_input, shape, stride, like = packed
                 if is_input:  # only its shape is looked at
                     return like.new_empty_strided(shape, stride)

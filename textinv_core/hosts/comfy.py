@@ -16,7 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
+import comfy.hooks
 import comfy.model_management
 import comfy.ops
 import comfy.sample
@@ -38,6 +40,8 @@ from .comfy_prefix import Prefixes
 from .comfy_text import ComfyEncoder, encode_together, encoded, encoders, tokenizer_with
 from .marks import mark
 from .precision import dtype_of
+
+log = logging.getLogger("textinv")
 
 # Attentions of the host that cannot be trained through: gradients end there, or it fails.
 WITHOUT_BACKWARD = {"attention_sage", "attention3_sage", "attention_flash", "attention_comfy_kitchen_int8"}
@@ -118,6 +122,12 @@ class _EachMissingNameOnce(logging.Filter):
         return not is_again
 
 
+def hooks_model(clip: Any) -> bool:
+    """Whether `clip` has its prompts change the model that samples them: by hooks, such as LoRAs, that it carries."""
+    hooks = clip.apply_hooks_to_conds.hooks if clip.apply_hooks_to_conds else []
+    return any(not isinstance(hook, comfy.hooks.WeightHook) or hook._strength_model for hook in hooks)
+
+
 class ComfyModel(TrainableModel):
     """On a loaded ModelPatcher and CLIP."""
 
@@ -134,6 +144,8 @@ class ComfyModel(TrainableModel):
         # The host loads the text encoder before each prompt, and may evict the rest of the model for it.
         self._clip = copy.copy(clip)
         self._clip.load_model = lambda *_: clip.patcher
+        # By a schedule of hooks it changes the text encoder's weights, which backward needs as they were in forward.
+        self._clip.use_clip_schedule = False
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:  # type: ignore[override]
@@ -142,6 +154,11 @@ class ComfyModel(TrainableModel):
     @cached_property
     def _sigmas(self) -> Tensor:
         return self._base.model_sampling.sigmas.to(self.device)
+
+    @cached_property
+    def _sample_sigmas(self) -> Tensor:
+        """What a sampler would be given that takes every step there is: from the most noise to none."""
+        return torch.cat([self._sigmas.flip(0), self._sigmas.new_zeros(1)])
 
     @cached_property
     def _transformer_options(self) -> dict[str, Any]:
@@ -186,7 +203,12 @@ class ComfyModel(TrainableModel):
 
     def _predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
         sigma = self._sigmas[t]
-        options = self._transformer_options | {"sigmas": sigma, "cond_or_uncond": [0] * len(conditions)}
+        options = self._transformer_options | {
+            "sigmas": sigma,
+            "sample_sigmas": self._sample_sigmas,
+            "cond_or_uncond": [0] * len(conditions),
+            "uuids": [uuid4() for _ in conditions],  # those of a step come never again, for whoever keeps what was
+        }
         arguments = {**comfy.samplers.cond_cat(conditions), "transformer_options": options}
         wrapper = self._model.model_options.get("model_function_wrapper")
         if wrapper is None:
@@ -227,6 +249,7 @@ class ComfyHost(Host):
     def __init__(self, clip: Any, model: Any = None, vae: Any = None, precision: str = "auto", guidance: float = 0.0):
         self._clip, self._model, self._vae, self._guidance = clip, model, vae, guidance
         self._dtype = None if precision == "auto" else dtype_of(precision)
+        self._told_of_hooks = False
 
     @cached_property
     def encoders(self) -> dict[str, ComfyEncoder]:  # type: ignore[override]
@@ -341,9 +364,20 @@ class ComfyHost(Host):
             pictures.append(self.decode(latents))
         return torch.cat(pictures)
 
+    def _tell_of_hooks(self) -> None:
+        if hooks_model(self._clip) and not self._told_of_hooks:
+            self._told_of_hooks = True
+            log.warning(
+                "textinv: The CLIP has hooks (Set CLIP Hooks) that change the MODEL while a picture is made, as a hook "
+                "LoRA with a strength_model does. Training leaves the MODEL as it is without them, so what is learnt "
+                "may not suit pictures made with them. To train with such a LoRA, put it on the MODEL and the CLIP "
+                "with LoraLoader instead."
+            )
+
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> ComfyModel:
         management, model, dtype = comfy.model_management, self._model, self._dtype
         stack.callback(management.soft_empty_cache)
+        self._tell_of_hooks()
         clip = without_streaming(self._clip, stack)
         if model.is_dynamic() or dtype is not None:
             model = model.clone(disable_dynamic=True)

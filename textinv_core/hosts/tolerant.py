@@ -71,7 +71,7 @@ class Tolerant(TorchFunctionMode):
     """Inside it and its `keeping()`, what autograd would refuse is done so that gradients come out right.
 
     - What is saved for backward is copied just before something changes it in place, and nothing else is.
-    - Of `INTO_GIVEN`, `out=` becomes the operation and a copy of its result.
+    - Of `INTO_GIVEN`, where gradients are needed, `out=` becomes the operation and a copy of its result.
     - Inference tensors are taken as ordinary ones over the same memory.
     - Operations that have no backward are replaced by what `instead` gives for them.
 

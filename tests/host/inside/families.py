@@ -24,98 +24,19 @@ import torch
 pack.load_pack()
 
 import comfy.model_management  # noqa: E402
+from losses import NAME, PROMPT, Losses, largest_difference  # noqa: E402
 from small import FAMILIES  # noqa: E402
+from state import state  # noqa: E402
 from textinv.textinv_core import save_embedding  # noqa: E402
 from textinv.textinv_core.errors import UserError  # noqa: E402
 from textinv.textinv_core.hosts.comfy import ComfyHost  # noqa: E402
 from textinv.textinv_core.training.examples import Example  # noqa: E402
 from textinv.textinv_core.training.learnable import LearnableEmbedding  # noqa: E402
-from textinv.textinv_core.training.objective import prediction_losses  # noqa: E402
 from textinv.textinv_core.training.settings import TrainSettings  # noqa: E402
 from textinv.textinv_core.training.training import Training  # noqa: E402
 
 logging.disable(logging.WARNING)
-NAME, PROMPT = "my-dog", "a red embedding:my-dog in the snow"
 LINES = ("a picture of [name]", "[name] in the middle of the picture")
-SLOPE_AT = 2e-5  # the least part of the loss that a step along the gradient has to change for its slope to be measured
-
-
-def state(model, clip):
-    """All of the host that a training could change, by name."""
-    modules = {"model": model.model, "clip": clip.cond_stage_model}
-    weights = {
-        f"{part}.{name}": (id(tensor), float(tensor.detach().double().sum()))
-        for part, module in modules.items()
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-    }
-    tokenizers = {
-        f"tokenizer.{name}": (id(each), dict(vars(each)))
-        for name, each in vars(clip.tokenizer).items()
-        if hasattr(each, "__dict__")
-    }
-    methods = {
-        f"{part}.{name}": sorted(vars(each))
-        for part, module in modules.items()
-        for name, each in module.named_modules()
-    }
-    management = comfy.model_management
-    flags = {"flags": (management.in_training, management.NUM_STREAMS, management.intermediate_device)}
-    return {
-        **weights,
-        **methods,
-        **tokenizers,
-        **flags,
-        "random": torch.get_rng_state().tolist(),
-        "options": str(model.model_options),
-    }
-
-
-class Losses:
-    """The loss for one picture, noise and timestep, by the vectors."""
-
-    def __init__(self, model, latent):
-        self.model, self.latent = model, latent
-        self.noise = torch.randn(1, *latent.shape, generator=torch.Generator().manual_seed(2))
-        self.t = torch.tensor([len(model.noise_schedule) * 6 // 10])
-
-    def conditions(self, vectors):
-        lookups = [{NAME: lambda key, occurrence: vectors[key]}]
-        return self.model.conditions([PROMPT], lookups, [self.latent])
-
-    def __call__(self, vectors):
-        return prediction_losses(self.model, self.latent[None], self.noise, self.t, self.conditions(vectors))[0]
-
-    @torch.no_grad()
-    def precise(self, vectors):
-        """The same in double precision, as far as predictions are: small differences are not rounded away."""
-        schedule, latent = self.model.noise_schedule, self.latent[None]
-        noisy = schedule.add_noise(latent, self.noise, self.t)
-        predicted = self.model.predict(noisy, self.t, self.conditions(vectors)).double()
-        return float(((predicted - schedule.target(latent, self.noise, self.t)) ** 2).mean())
-
-    def gradient(self, start):
-        vectors = {key: rows.clone().requires_grad_() for key, rows in start.items()}
-        try:
-            loss = self(vectors)
-            found = torch.autograd.grad(loss, list(vectors.values()), allow_unused=True, materialize_grads=True)
-        except RuntimeError:
-            if not self.model.give_way():
-                raise
-            return self.gradient(start)
-        return float(loss.detach()), dict(zip(vectors, found, strict=True))
-
-    def slope(self, start, gradient, loss):
-        """The slope of the loss along `gradient`, measured to both sides, over the gradient's norm."""
-        norm = torch.stack([each.double().norm() for each in gradient.values()]).norm()
-        unit = {key: each / norm.float() for key, each in gradient.items()}
-        length = max(float(rows.norm()) for rows in start.values())
-        for part in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3):
-            step = part * length
-            ways = [{key: rows + way * step * unit[key] for key, rows in start.items()} for way in (1, -1)]
-            up, down = map(self.precise, ways)
-            if abs(up - down) > SLOPE_AT * loss:
-                break
-        return (up - down) / (2 * step) / float(norm)
 
 
 def trained(host, start, latent):
@@ -165,7 +86,7 @@ def look_at(family):
             slope = losses.slope(start_vectors, gradient, loss)
             trainable.checkpoint_activations()
             _, again = losses.gradient(start_vectors)
-            off = max(float((again[key] - gradient[key]).abs().max() / gradient[key].abs().max()) for key in gradient)
+            off = largest_difference(again, gradient)
             tolerant = trainable.is_tolerant
         learnt = trained(host, start, latent)
         with tempfile.TemporaryDirectory() as folder:
