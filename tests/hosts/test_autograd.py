@@ -165,6 +165,27 @@ class Stacked(Scaled):
     """Its small numbers are quantised once more."""
 
 
+class Packed(torch.Tensor):
+    """A weight as a custom node keeps it: bytes, and notes of what they mean, its shape among them."""
+
+    @property
+    def shape(self):
+        return self.meant
+
+
+def test_weights_of_a_custom_node_s_kind_keep_what_is_noted_on_them():
+    net = nn.Linear(4, 4)
+    with torch.inference_mode():
+        packed = torch.arange(6, dtype=torch.uint8).as_subclass(Packed)
+        packed.meant = torch.Size([4, 4])
+        net._parameters["weight"] = packed
+    with ordinary_weights(net):
+        weight = net._parameters["weight"]
+        assert type(weight) is Packed and weight.meant == (4, 4) and not weight.is_inference()
+        assert weight.size() == (6,) and weight.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()
+    assert net._parameters["weight"] is packed
+
+
 def quantised(made_of=Scaled):
     small, scale = randn(6, 6, seed=5).mul(50).round().to(torch.int8), torch.tensor(0.02)
     return Stacked(Scaled(small, torch.tensor(1.0)), scale) if made_of is Stacked else made_of(small, scale)

@@ -42,7 +42,11 @@ def ordinary(tensor: Tensor) -> Tensor:
         alias._is_param = isinstance(tensor, nn.Parameter)  # nn.Parameter would copy what it is made of
         return alias
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    if not is_plain(tensor):  # of a custom node, as for GGUF, which notes on it what its numbers mean
+        alias = alias.as_subclass(type(tensor))
+        vars(alias).update(vars(tensor))
+        return alias
     return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
 
 

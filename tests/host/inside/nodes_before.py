@@ -153,9 +153,9 @@ def nodes(model, clip):
 class SeededLosses(Losses):
     """With the same random numbers each time, which some patches draw."""
 
-    def __call__(self, vectors):
+    def conditions(self, vectors):
         torch.manual_seed(0)
-        return super().__call__(vectors)
+        return super().conditions(vectors)
 
 
 @contextmanager
