@@ -173,6 +173,26 @@ class Packed(torch.Tensor):
         return self.meant
 
 
+class Notes(nn.Module):
+    """Notes what it was given last, as some of the host's networks do."""
+
+    last, loose = None, None
+
+    def forward(self, x):
+        self.last, self.seen, self.log, self.count = x, x * 2, {"x": x}, 1
+        return x
+
+
+def test_what_modules_note_of_a_training_goes_with_it():
+    net, x = Notes(), X.clone().requires_grad_()
+    net.last = earlier = torch.zeros(1)
+    with pytest.raises(KeyboardInterrupt), without_leftovers(nn.Sequential(net)):
+        net(x)
+        raise KeyboardInterrupt
+    assert net.last is earlier and net.count == 1
+    assert not {"seen", "log"} & vars(net).keys()
+
+
 def test_weights_of_a_custom_node_s_kind_keep_what_is_noted_on_them():
     net = nn.Linear(4, 4)
     with torch.inference_mode():

@@ -75,6 +75,11 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
             stored[name] = tensor
 
 
+def _holds_tensors(value: Any) -> bool:
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(each, Tensor) for each in held)
+
+
 @contextmanager
 def without_leftovers(*modules: nn.Module) -> Iterator[None]:
     """After the block, no module has tensors among its attributes that it had not before: some note what they were
@@ -84,13 +89,10 @@ def without_leftovers(*modules: nn.Module) -> Iterator[None]:
         yield
     finally:
         for own, was in before:
-            for name in [
-                name for name, value in own.items() if isinstance(value, Tensor) and value is not was.get(name)
-            ]:
-                if name in was:
-                    own[name] = was[name]
-                else:
-                    del own[name]
+            left = [name for name, value in own.items() if value is not was.get(name) and _holds_tensors(value)]
+            for name in left:
+                del own[name]
+            own |= {name: was[name] for name in left if name in was}
 
 
 @contextmanager

@@ -41,10 +41,9 @@ LINES = ("a picture of [name]", "[name] in the middle of the picture")
 
 def trained(host, start, latent):
     examples = [Example(latent, "a hat"), Example(latent.flip(-1), "a hat")]
-    settings = TrainSettings(LINES, 10, "0.01", batch_size=2, gradient_accumulation=1, evaluate_every=5)
-    with host.trainable(latent, 2) as model:
+    settings = TrainSettings(LINES, 10, "0.01", batch_size=1, gradient_accumulation=1)
+    with host.trainable(latent, 1) as model:
         training = Training(model, examples, LearnableEmbedding(start, names=host.names), settings)
-        training.evaluate()
         return list(training.steps())[-1].learnt
 
 

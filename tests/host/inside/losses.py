@@ -54,7 +54,7 @@ class Losses:
         norm = torch.stack([each.double().norm() for each in gradient.values()]).norm()
         unit = {key: each / norm.float() for key, each in gradient.items()}
         length = max(float(rows.norm()) for rows in start.values())
-        for part in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3):
+        for part in (1e-4, 1e-3, 1e-2, 1e-1):
             step = part * length
             ways = [{key: rows + way * step * unit[key] for key, rows in start.items()} for way in (1, -1)]
             up, down = map(self.precise, ways)
