@@ -1,5 +1,6 @@
 """Creating, applying, saving and loading embeddings."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,8 @@ from ..textinv_core.training.presets import PRESETS
 from ..textinv_core.training.warm_start import STEPS, warm_start
 from .embedding_files import FOUND_BY_PROMPTS, entries, find
 from .types import CATEGORY, EmbeddingType, sentence
+
+log = logging.getLogger("textinv")
 
 FILE_KINDS = ("safetensors", "pt", "bin", "png")
 CREATED_FROM = ("clip", "name", "init_text", "vectors")
@@ -101,7 +104,9 @@ class TextInvCreateEmbedding(io.ComfyNode):
             clip, *given = (inputs[key][min(number, len(inputs[key]) - 1)] for key in CREATED_FROM)
             host = ComfyHost(clip)
             embedding = host.create_embedding(*given)
-            PromptServer.instance.send_progress_text(host.about_encoders(), cls.hidden.unique_id)  # shown on the node
+            about = host.about_encoders()
+            log.info(f"textinv: {embedding.name}: {about}")
+            PromptServer.instance.send_progress_text(about, cls.hidden.unique_id)  # shown on the node
             made.append(_near(pictures, embedding, clip, clip_vision[0]) if clip_vision else embedding)
         return io.NodeOutput(made)
 

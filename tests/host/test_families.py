@@ -54,7 +54,16 @@ def test_what_plain_prompts_do_not_find_is_known(quick):
     assert unread["Qwen-Image"] == ["qwen25_7b"]
     assert unread["Kandinsky5 Image"] == ["qwen25_7b"]
     assert unread["HunyuanVideo"] == ["clip_l", "llama"]
+    assert unread["Anima"] == ["qwen3_06b"]
     assert "Flux dev" not in unread and "Z-Image" not in unread
+
+
+def test_beginnings_of_prompts_that_are_encoded_once_come_to_the_same(inside):
+    found = inside("prefixes.py", "Z-Image", "Qwen-Image", "Flux2 dev")
+    for each in found.values():
+        assert each["kept"] == 4  # of two prompts of unequal length, with and without checkpoints
+        assert each["off"] < 1e-5
+        assert each["same again"]
 
 
 def test_weights_that_stay_in_ram_are_not_kept_on_the_device_for_backward(inside):

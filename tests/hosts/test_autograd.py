@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.gradients import alive, randn, run, seeded
-from textinv_core.hosts.autograd import lean, ordinary, ordinary_weights, replaced_method, storages
+from textinv_core.hosts.autograd import (
+    lean,
+    ordinary,
+    ordinary_weights,
+    replaced_method,
+    storages,
+    without_leftovers,
+)
 from textinv_core.hosts.checkpoints import checkpointing
 from textinv_core.hosts.tolerant import Tolerant
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..embedding import Embedding, safe_name
+from ..embedding import UNREAD, Embedding, safe_name
 from ..errors import UserError
 from ..files import write_atomically
 from .bundles import bundled, chosen
@@ -55,6 +55,12 @@ def read(path: Path, name: str | None = None) -> Embedding:
     return Embedding(safe_name(stem), vectors, known_step, lasting(facts))
 
 
+def _usage(embedding: Embedding, name: str) -> str:
+    if UNREAD in embedding.metadata:
+        return f"In ComfyUI, feed Apply Embedding from Load Embedding, and write embedding:{name} in a prompt."
+    return f"Write embedding:{name} in a prompt, or (embedding:{name}:1.2) to weigh it."
+
+
 def write(embedding: Embedding, path: Path) -> None:
     """Write `embedding` with the keys its encoders have in ComfyUI; see `save_embedding`.
 
@@ -68,7 +74,7 @@ def write(embedding: Embedding, path: Path) -> None:
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": embedding.name,
         "modelspec.trigger_phrase": f"embedding:{path.stem}",
-        "modelspec.usage_hint": f"Write embedding:{path.stem} in a prompt, or (embedding:{path.stem}:1.2) to weigh it.",
+        "modelspec.usage_hint": _usage(embedding, path.stem),
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "textinv.vectors": str(max(len(rows) for rows in embedding.vectors.values())),
     }

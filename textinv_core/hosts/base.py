@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..embedding import UNREAD, Embedding, create_embedding, unread_text
 from ..errors import UserError
 from ..noise import NoiseSchedule
-from ..prompts import names_embedding
+from ..prompts import EMBEDDING, names_embedding
 from .autograd import lean, ordinary_weights, storages, without_leftovers
 from .checkpoints import checkpointing
 from .tolerant import Tolerant
@@ -274,6 +274,11 @@ class Host(ABC):
             said.append(f"{', '.join(self.left_out)} {takes}: no name of an embedding reaches it.")
         if self.unread:
             said.append(unread_text(", ".join(self.unread)))
+        elif not self.names(f"{EMBEDDING}a", "a"):
+            said.append(
+                "This model does not find a name at the very start of a prompt: write a space or a word before it, as "
+                "training and its previews do."
+            )
         return " ".join(said)
 
     def word_norms(self) -> dict[str, float]:
@@ -395,6 +400,10 @@ class Host(ABC):
 
         The same after the program was started again, and wherever weights are now; nothing is loaded for it.
         """
+
+    def told(self) -> dict[str, Any]:
+        """What the host was told of how to train, for a run's settings; of the kinds JSON knows."""
+        return {}
 
     def found(self, name: str) -> str | None:
         """16 hex digits for the vectors that the program finds by itself where a prompt says `embedding:<name>`; None

@@ -33,7 +33,7 @@ from ..embedding import Embedding
 from ..errors import UserError
 from ..formats import load_embedding
 from ..noise import NoiseSchedule
-from .autograd import replaced_method
+from .autograd import is_made_of_others, is_plain, replaced_method
 from .base import Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .comfy_parts import identities, transformer_options
 from .comfy_prefix import Prefixes
@@ -77,11 +77,12 @@ def set_for_training(stack: ExitStack) -> None:
 
 
 def lean_modules(*modules: nn.Module) -> Iterator[nn.Module]:
-    """The modules in `modules` that `autograd.lean` is for."""
+    """The modules in `modules` that `autograd.lean` is for: Linear and Conv, of weights that the host itself casts."""
     for module in (m for root in modules for m in root.modules()):
         weight = getattr(module, "weight", None)
-        is_cast = hasattr(module, "forward_comfy_cast_weights") and isinstance(weight, Tensor) and weight.ndim > 1
-        if is_cast and not isinstance(module, nn.Embedding):
+        is_hosts = isinstance(weight, Tensor) and (is_plain(weight) or is_made_of_others(weight))
+        is_one = hasattr(module, "in_features") or isinstance(module, nn.modules.conv._ConvNd)
+        if is_one and is_hosts and hasattr(module, "forward_comfy_cast_weights"):
             yield module
 
 
@@ -193,6 +194,9 @@ class ComfyModel(TrainableModel):
             "positive",
             latent_image=latent,
         )
+        if unknown := self._told.keys() - cond["model_conds"].keys():
+            log.warning(f"textinv: this model has no use for {', '.join(unknown)}; it is trained as without.")
+            self._told = {}
         return {
             key: value.process_cond(batch_size=1, area=None, device=self.device)
             for key, value in cond["model_conds"].items()
@@ -248,7 +252,7 @@ class ComfyHost(Host):
 
     def __init__(self, clip: Any, model: Any = None, vae: Any = None, precision: str = "auto", guidance: float = 0.0):
         self._clip, self._model, self._vae, self._guidance = clip, model, vae, guidance
-        self._dtype = None if precision == "auto" else dtype_of(precision)
+        self._precision, self._dtype = precision, None if precision == "auto" else dtype_of(precision)
         self._told_of_hooks = False
 
     @cached_property
@@ -402,16 +406,18 @@ class ComfyHost(Host):
             stack.enter_context(
                 replaced_method(embedder, "forward", lambda forward: lambda sizes: forward(upload(sizes, there)))
             )
-        return ComfyModel(model, clip, self.encoders, self._guidance, stack)
+        return ComfyModel(model, clip, encoders(clip), self._guidance, stack)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in self._model.model.diffusion_model.named_parameters(prefix="diffusion_model"):
             yield name, self._model.backup[name].weight if name in self._model.backup else weight
 
+    def told(self) -> dict[str, Any]:
+        return {"precision": self._precision, "guidance": self._guidance}
+
     def identities(self) -> dict[str, str]:
         return identities(self._clip, self._model, self._vae, self._dtype, self._guidance)
 
     def found(self, name: str) -> str | None:
-        encoders = self.encoders.items()
-        vectors = {key: encoder.tokenizer._try_get_embedding(name)[0] for key, encoder in encoders}
+        vectors = {key: encoder.found(name) for key, encoder in self.encoders.items()}
         return None if all(each is None for each in vectors.values()) else mark(vectors)

@@ -44,7 +44,8 @@ def _cut(freqs: Any, places: slice) -> Any:
 
 
 class Prefixes:
-    """The beginnings of prompts, as one text encoder has encoded them."""
+    """The beginnings of prompts, as one text encoder has encoded them; those of a batch that it encodes at once belong
+    together."""
 
     def __init__(self, most_bytes: int = MOST_BYTES):
         self._most_bytes, self._bytes = most_bytes, 0
@@ -108,7 +109,8 @@ def _after(
                 freqs_cis=_cut(freqs_cis, slice(length)),
                 **{**more, "past_key_value": ()},
             )
-        known[number] = states, keys, values
+        # Copies, as views would keep more than what is counted.
+        known[number] = states, keys.clone(), values.clone()
     states, keys, values = known[number]
     after, _ = forward(
         x=x[:, length:],

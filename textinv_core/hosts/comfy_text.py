@@ -46,12 +46,22 @@ class ComfyEncoder(Encoder):
     def tokens(self, text: str) -> list[tuple[int | Tensor, float]]:
         more = {} if self.reads_weights else {"disable_weights": True}
         windows = self.tokenizer.tokenize_with_weights(text, return_word_ids=True, **more)
-        return [(token, weight) for window in windows for token, weight, word in window if word != 0]
+        return [(_vector(token), weight) for window in windows for token, weight, word in window if word != 0]
+
+    def found(self, name: str) -> Any:
+        """The vectors that the host finds for a name by itself; None for none."""
+        is_looking = self.tokenizer.embedding_directory is not None
+        return self.tokenizer._try_get_embedding(name)[0] if is_looking else None
 
     def vectors(self, tokens: Sequence[int]) -> Tensor:
-        self.clip.load_model()
+        self.clip.load_model(self.clip.tokenize("a"))  # from whose length some tell how much memory it takes
         ids = torch.tensor(tokens, device=self.clip.patcher.load_device)
         return self.table(ids, out_dtype=torch.float32).to("cpu", torch.float32)
+
+
+def _vector(token: Any) -> Any:
+    """A token, or the vector in one that is a dictionary."""
+    return token["data"] if isinstance(token, dict) else token
 
 
 class _Dicts:
@@ -78,7 +88,11 @@ class _TryGetEmbedding:
     def __call__(self, text: str) -> tuple[Any, str, str]:
         name, leftover = read_name(text)
         vectors = self.find(self.key, name) if name else None
-        return self.host_finds(text) if vectors is None else (self.handed(vectors), name, leftover)
+        if vectors is not None:
+            return self.handed(vectors), name, leftover
+        if name and getattr(getattr(self.host_finds, "__self__", None), "embedding_directory", ()) is None:
+            return None, name, leftover  # where the host looks for none
+        return self.host_finds(text)
 
     def handed(self, vectors: Tensor) -> Any:
         return vectors
@@ -118,25 +132,27 @@ def _with(clip: Any, tokenizers: Mapping[str, SDTokenizer]) -> Any:
     return tokenizer
 
 
-def _asked(clip: Any, as_dicts: bool) -> dict[str, tuple[str, bool]] | None:
-    """What the CLIP's tokenizer does with a prompt that names an embedding: attribute -> the key of the tokens that the
-    vectors turn up among, and whether words have weights there. None where it cannot take them."""
+def _asked(clip: Any, tokenizers: Mapping[str, SDTokenizer], as_dicts: bool) -> dict[str, tuple[str, bool]] | None:
+    """What a prompt that names an embedding comes to where these tokenizers of the CLIP's find it: attribute -> the key
+    of the tokens that the vectors turn up among, and whether words have weights there. None where that fails."""
     probed = copy.copy(clip)
-    rows = {attribute: torch.zeros(2, 4) for attribute in _tokenizers(clip)}
+    rows = {attribute: torch.zeros(2, 4) for attribute in tokenizers}
 
     def finds(attribute: str) -> Any:
         return (_TryGetDicts if as_dicts else _TryGetEmbedding)(None, attribute, lambda key, name: rows[key])
 
-    probed.tokenizer = _with(clip, {name: _finding(each, finds(name)) for name, each in _tokenizers(clip).items()})
+    probed.tokenizer = _with(clip, {name: _finding(each, finds(name)) for name, each in tokenizers.items()})
     try:
         tokens = probed.tokenize(PROBE)
-    except (RuntimeError, TypeError, ValueError):  # of host code that takes vectors for numbers
+    except Exception:  # host code, and anybody's, that takes vectors for numbers raises whatever it likes
         return None
     found: dict[str, tuple[str, bool]] = {}
     for key, windows in tokens.items():
+        if not isinstance(windows, list) or not all(isinstance(window, list) for window in windows):
+            continue  # what some families tell their encoders besides
         pairs = [pair for window in windows for pair in window]
         weighs = any(pair[1] == PROBE_WEIGHT for pair in pairs)
-        vectors = [pair[0].get("data") if isinstance(pair[0], dict) else pair[0] for pair in pairs]
+        vectors = [_vector(pair[0]) for pair in pairs]
         for attribute, own in rows.items():
             if any(isinstance(each, Tensor) and pointer(each) == pointer(own) for each in vectors):
                 found.setdefault(attribute, (key, weighs))
@@ -151,38 +167,61 @@ def _stock(tokenizer: SDTokenizer) -> SDTokenizer:
     return getattr(finds, "__self__", tokenizer)
 
 
+_NOWHERE = object()
+
+
+def _model(clip: Any, attribute: str) -> Any:
+    """The model that belongs to a tokenizer; None where it is not loaded, `_NOWHERE` where the CLIP has none."""
+    models = clip.cond_stage_model
+    return getattr(models, attribute, getattr(models, attribute.removeprefix("clip_"), _NOWHERE))
+
+
+def _read_by_plain_prompts(clip: Any) -> set[str]:
+    """The attributes of the tokenizers through which a plain prompt finds embeddings in files. None for CLIPs whose
+    prompts fail on one: where vectors are compared with numbers, or taken for such by what is no model."""
+    stock = {name: tokenizer for name, each in _tokenizers(clip).items() if (tokenizer := _stock(each))}
+    looking = {name: each for name, each in stock.items() if each.embedding_directory is not None}
+    found = _asked(clip, looking, as_dicts=False) or {}
+    return set() if any(_model(clip, attribute) is _NOWHERE for attribute in found) else set(found)
+
+
 def encoders(clip: Any) -> dict[str, ComfyEncoder]:
     """The text encoders of `clip` that take embeddings, by encoder key; none for some families.
 
-    Those are whose tokenizer asks for the name in a prompt, and hands what it gets on to a model.
+    Those are whose tokenizer asks for the name in a prompt, and hands what it gets on to a model. In the order of the
+    tokenizers, in which states of trainings have their tensors.
     """
-    asked = _asked(clip, as_dicts=False)
+    tokenizers = _tokenizers(clip)
+    asked = _asked(clip, tokenizers, as_dicts=False)
     as_dicts = asked is None
-    asked = _asked(clip, as_dicts=True) if asked is None else asked
+    asked = _asked(clip, tokenizers, as_dicts=True) or {} if asked is None else asked
+    read = _read_by_plain_prompts(clip)
     by_key = {}
-    for attribute, (tokens_key, reads_weights) in (asked or {}).items():
-        tokenizer = _tokenizers(clip)[attribute]
-        models = (getattr(clip.cond_stage_model, name, None) for name in (attribute, attribute.removeprefix("clip_")))
-        model = next((each for each in models if isinstance(each, SDClipModel)), None)
-        if model is not None:
-            reads_files = not as_dicts and _stock(tokenizer).embedding_directory is not None
+    for attribute, tokenizer in tokenizers.items():
+        model = _model(clip, attribute)
+        if attribute in asked and isinstance(model, SDClipModel):
             by_key[tokenizer.embedding_key] = ComfyEncoder(
-                attribute, tokens_key, tokenizer, model, clip, as_dicts, reads_weights, reads_files
+                attribute, asked[attribute][0], tokenizer, model, clip, as_dicts, asked[attribute][1], attribute in read
             )
     return by_key
 
 
 def tokenizer_with(clip: Any, encoders: Mapping[str, ComfyEncoder], find: Find) -> Any:
     """A copy of `clip.tokenizer` for which `embedding:<name>` is what `find` gives, where it gives something."""
-    taking = {encoder.attribute: (key, encoder) for key, encoder in encoders.items()}
     own = {}
+    for key, encoder in encoders.items():
+        finds = (_TryGetDicts if encoder.as_dicts else _TryGetEmbedding)(
+            encoder.tokenizer._try_get_embedding, key, find
+        )
+        own[encoder.attribute] = _finding(encoder.tokenizer, finds)
     for attribute, tokenizer in _tokenizers(clip).items():
-        finds: Any = _leave_out
-        if attribute in taking:
-            key, encoder = taking[attribute]
-            finds = (_TryGetDicts if encoder.as_dicts else _TryGetEmbedding)(tokenizer._try_get_embedding, key, find)
-        own[attribute] = _finding(tokenizer, finds)
+        if _model(clip, attribute) is _NOWHERE:
+            own[attribute] = _finding(tokenizer, _leave_out)
     return _with(clip, own)
+
+
+def _flat(windows: Sequence[list]) -> list:
+    return [token for window in windows for token in window]
 
 
 class _SharedRun:
@@ -198,6 +237,9 @@ class _SharedRun:
 
     def part(self, prompt: int, to_encode: list[list]) -> Any:
         """What `encode` would give for the windows of one prompt."""
+        own = self._windows[prompt]
+        if len(to_encode) < len(own) or any(a is not b for a, b in zip(_flat(own), _flat(to_encode), strict=False)):
+            return self._encode(to_encode)  # an encoder that runs more than once for a prompt, on something else
         here = slice(self._starts[prompt], self._starts[prompt + 1])
         z, pooled, *extra = self._result
         z, pooled = z[here], None if pooled is None else pooled[here]

@@ -111,7 +111,7 @@ def learn(
             held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
             shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
             if not isinstance(past, Ended):
-                told = _told(folder, past, about, learnable, settings, preview, len(pictures), held_out)
+                told = _told(folder, past, about, learnable, settings, host.told(), preview, len(pictures), held_out)
                 folder.write_settings(told)
             if held_out and not isinstance(past, Ended):
                 log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
@@ -186,6 +186,7 @@ def _told(
     about: Mapping[str, Any],
     learnable: LearnableEmbedding,
     settings: TrainSettings,
+    told_host: Mapping[str, Any],
     preview: Preview | None,
     pictures: int,
     held_out: Sequence[str],
@@ -194,6 +195,7 @@ def _told(
     until which step."""
     told = {
         **asdict(settings),
+        **told_host,
         **about,
         "embedding": learnable.name,
         "pictures": pictures,

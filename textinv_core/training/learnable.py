@@ -105,8 +105,9 @@ class LearnableEmbedding(Learnable):
     def prompt(self, line: str, example: Example) -> str:
         prompt = render(line, self.name, example.caption)
         # Some models put a prompt right behind words of their own, and find a name behind whitespace alone.
-        is_found = not prompt.startswith(EMBEDDING) or self.is_named(prompt)
-        return prompt if is_found else f" {prompt}"
+        if prompt.startswith(EMBEDDING) and not self.is_named(prompt) and self.is_named(f" {prompt}"):
+            return f" {prompt}"
+        return prompt
 
     def is_named(self, prompt: str) -> bool:
         return self.names(prompt, self.name)

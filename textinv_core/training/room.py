@@ -59,6 +59,7 @@ class Room:
                 if not is_out_of_memory(error):
                     if not self.model.give_way():
                         raise
+                    log.debug("textinv: tried again, tolerantly, because of: %s", error)
                     continue
                 reason = str(error)
             # Behind the handler and in another call, because the error and its frames hold all that fills the memory.
