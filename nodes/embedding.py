@@ -105,7 +105,7 @@ class TextInvCreateEmbedding(io.ComfyNode):
             host = ComfyHost(clip)
             embedding = host.create_embedding(*given)
             about = host.about_encoders()
-            log.info(f"textinv: {embedding.name}: {about}")
+            log.info(f"textinv: {given[0]}: {about}")
             PromptServer.instance.send_progress_text(about, cls.hidden.unique_id)  # shown on the node
             made.append(_near(pictures, embedding, clip, clip_vision[0]) if clip_vision else embedding)
         return io.NodeOutput(made)

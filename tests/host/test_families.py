@@ -49,6 +49,11 @@ def test_those_whose_tokenizers_ask_for_no_names_are_refused(quick):
     assert "does not ask for the embeddings" in quick["LongCat"]["refused"]
 
 
+def test_encoders_have_the_order_in_which_states_of_runs_have_their_tensors(quick):
+    assert quick["SDXL"]["order"] == ["clip_l", "clip_g"]
+    assert quick["Flux dev"]["order"] == ["clip_l", "t5xxl"]
+
+
 def test_what_plain_prompts_do_not_find_is_known(quick):
     unread = {name: found["unread"] for name, found in quick.items() if found.get("unread")}
     assert unread["Qwen-Image"] == ["qwen25_7b"]

@@ -2,12 +2,12 @@
 
 families.py [quick | NAME ...]: the quick half, those named, or all.
 
-What is printed of each: `keys` of the encoders that take part, `unread` by plain prompts; `refused`, with nothing else,
-where none can; `slope` of the loss along its gradient, measured over computed; `checkpointed`, the largest difference
-of the gradient with checkpoints, as a part of its largest number; `moved`, the encoders whose vectors ten steps have
-changed; `applied`, whether a conditioning follows the vectors; `file`, how far it is off with the file read as plain
-prompts read it (see `Host.read_back`; None for those that do not), `crashes` where they raise; `changed`, what of the
-host is not as it was.
+What is printed of each: `keys` of the encoders that take part, `order` in which they do, `unread` by plain prompts;
+`refused`, with nothing else, where none can; `slope` of the loss along its gradient, measured over computed;
+`checkpointed`, the largest difference of the gradient with checkpoints, as a part of its largest number; `moved`, the
+encoders whose vectors ten steps have changed; `applied`, whether a conditioning follows the vectors; `file`, how far it
+is off with the file read as plain prompts read it (see `Host.read_back`; None for those that do not), `crashes` where
+they raise; `changed`, what of the host is not as it was.
 """
 
 import gc
@@ -98,6 +98,7 @@ def look_at(family):
     after = state(model, clip)
     return {
         "keys": sorted(start.vectors),
+        "order": list(start.vectors),
         "unread": sorted(host.unread),
         "slope": slope,
         "gradient": norms,
