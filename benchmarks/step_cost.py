@@ -180,7 +180,7 @@ def contenders(
     def bare_with_text():
         def step():
             rows = {key: value.to(device, copy=True).requires_grad_() for key, value in vectors.items()}
-            tokenizer = tokenizer_with(clip, lambda key, _: rows[key])
+            tokenizer = tokenizer_with(clip, host.encoders, lambda key, _: rows[key])
             tokens = tokenizer.tokenize_with_weights("a photo of embedding:bench")
             with torch.autograd.graph.allow_mutation_on_saved_tensors():
                 encoded = [clip.encode_from_tokens(tokens, return_pooled=True) for _ in range(batch_size)]

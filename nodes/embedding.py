@@ -1,5 +1,6 @@
 """Creating, applying, saving and loading embeddings."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..textinv_core import load_embedding, save_embedding
-from ..textinv_core.embedding import Embedding, check_name, safe_name
+from ..textinv_core.embedding import UNREAD, Embedding, check_name, safe_name, unread_text
 from ..textinv_core.errors import UserError
 from ..textinv_core.files import numbered
 from ..textinv_core.formats import keeps_facts
@@ -24,6 +25,8 @@ from ..textinv_core.training.presets import PRESETS
 from ..textinv_core.training.warm_start import STEPS, warm_start
 from .embedding_files import FOUND_BY_PROMPTS, entries, find
 from .types import CATEGORY, EmbeddingType, sentence
+
+log = logging.getLogger("textinv")
 
 FILE_KINDS = ("safetensors", "pt", "bin", "png")
 CREATED_FROM = ("clip", "name", "init_text", "vectors")
@@ -41,6 +44,7 @@ class TextInvCreateEmbedding(io.ComfyNode):
             "with a CLIP vision model connected, turned to where your pictures are.",
             search_aliases=["textual inversion", "new embedding", "warm start"],
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoders the embedding is for; those of the model to train."),
                 io.String.Input(
@@ -98,7 +102,11 @@ class TextInvCreateEmbedding(io.ComfyNode):
         # those that have run out give their last again.
         for number in range(max(map(len, inputs.values()))):
             clip, *given = (inputs[key][min(number, len(inputs[key]) - 1)] for key in CREATED_FROM)
-            embedding = ComfyHost(clip).create_embedding(*given)
+            host = ComfyHost(clip)
+            embedding = host.create_embedding(*given)
+            about = host.about_encoders()
+            log.info(f"textinv: {given[0]}: {about}")
+            PromptServer.instance.send_progress_text(about, cls.hidden.unique_id)  # shown on the node
             made.append(_near(pictures, embedding, clip, clip_vision[0]) if clip_vision else embedding)
         return io.NodeOutput(made)
 
@@ -216,6 +224,8 @@ def _how_to_use(embedding: Embedding, path: Path) -> str:
         found = next(file for suffix in FOUND_BY_PROMPTS if (file := path.with_suffix(suffix)).exists())
         if found != path:
             said.append(f"Prompts find {found.name} instead, as long as it is there.")
+        if unread := embedding.metadata.get(UNREAD):
+            said[0] = f"Saved for Load Embedding. {unread_text(unread)}"
     else:
         said = ["Saved in a picture: for Load Embedding and A1111. Prompts do not find it."]
     if not keeps_facts(embedding, path) and (embedding.step is not None or embedding.metadata):

@@ -179,6 +179,18 @@ class TextInvTrainEmbedding(io.ComfyNode):
                 _of_preview(io.Int, "width", step=8),
                 _of_preview(io.Int, "height", step=8),
                 setting(io.Combo, TrainSettings, "optimizer", options=list(OPTIMIZERS), optional=True, advanced=True),
+                io.Float.Input(
+                    "guidance",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For models with guidance built in, such as Flux dev: what they are told while they are "
+                    "trained on, as by FluxGuidance. 0 is ComfyUI's default for the model.",
+                ),
             ],
             outputs=[
                 EmbeddingType.Output("embedding", tooltip="The trained embedding."),
@@ -208,7 +220,9 @@ class TextInvTrainEmbedding(io.ComfyNode):
         settings = _settings(given)
         if captions is None and any("[filewords]" in line for line in settings.template):
             raise UserError("This template has [filewords], so captions must be connected; or choose another template.")
-        host = ComfyHost(given["clip"], given["model"], given["vae"], given.get("precision", "auto"))
+        host = ComfyHost(
+            given["clip"], given["model"], given["vae"], given.get("precision", "auto"), given.get("guidance", 0.0)
+        )
         pictures = as_pictures(images, captions, masks if given.get("mask_loss", True) else None)
         preview = _preview(given)
         bar = comfy.utils.ProgressBar(settings.steps)

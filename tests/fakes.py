@@ -78,6 +78,7 @@ class FakeModel:
     Each picture element stands alone, so what is masked away can be told from what is not.
     change: what is done to each prediction, given the number of the call to `predict`, from 1.
     is_interrupted: whether the person wants to stop after so many of these calls.
+    can_give_way: whether it is not yet tolerant of what autograd refuses. gave_way: how often it was asked to be.
     """
 
     dtype: torch.dtype = torch.float32
@@ -87,6 +88,8 @@ class FakeModel:
     asked: list[Asked] = field(default_factory=list)
     prompts: int = 0
     checkpointed: int = 0
+    can_give_way: bool = False
+    gave_way: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     modules: tuple[torch.nn.Module, ...] = ()
 
@@ -131,6 +134,11 @@ class FakeModel:
             1, (-1, *places)
         )
         return self.change(prediction, len(self.calls))
+
+    def give_way(self) -> bool:
+        self.gave_way += 1
+        could, self.can_give_way = self.can_give_way, False
+        return could
 
     def checkpoint_activations(self) -> None:
         self.checkpointed += 1

@@ -15,8 +15,18 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")
 # Names Windows keeps for devices, with or without an extension.
 RESERVED_NAMES = {"con", "prn", "aux", "nul"} | {f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10)}
 
+# In metadata, the text encoders of its model for which plain prompts find no embeddings in files.
+UNREAD = "textinv.unread"
 # What metadata says of the model an embedding was trained on; A1111 writes the last two.
-OF_MODEL = ("textinv.base_model", "textinv.sd_checkpoint", "textinv.sd_checkpoint_name")
+OF_MODEL = ("textinv.base_model", UNREAD, "textinv.sd_checkpoint", "textinv.sd_checkpoint_name")
+
+
+def unread_text(encoders: str) -> str:
+    """What to tell of an embedding whose model does not find it in a file. encoders: their keys, with commas."""
+    return (
+        f"Plain prompts of this model do not find embedding files for {encoders}: use the embedding through Apply "
+        "Embedding."
+    )
 
 
 def safe_name(text: str) -> str:

@@ -46,6 +46,15 @@ def test_keys_are_shown_as_they_are(textinv, tmp_path):
         assert "clip_l[/x] [red]:" in textinv("inspect", tmp_path / "cat.safetensors").out
 
 
+def test_each_encoder_has_a_line_and_comes_once(textinv, tmp_path):
+    """T5 is in the file twice; the names of other encoders are longer than their tables are wide."""
+    vectors = {"t5xxl": torch.ones(1, 4096), "qwen3vl_4b": torch.ones(1, 2560)}
+    save_embedding(Embedding("cat", vectors), tmp_path / "cat.safetensors")
+    lines = textinv("inspect", tmp_path / "cat.safetensors").out.splitlines()
+    titles = [line.strip() for line in lines if " x " in line]
+    assert titles == ["qwen3vl_4b: 1 x 2560", "t5xxl: 1 x 4096"]
+
+
 def test_huge_vectors_have_norms(textinv, tmp_path):
     save_embedding(Embedding("cat", {"clip_l": torch.full((1, 4), 1e38)}), tmp_path / "cat.safetensors")
     [facts] = textinv("inspect", tmp_path / "cat.safetensors", "--json").facts

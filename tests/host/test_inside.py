@@ -109,3 +109,113 @@ def test_an_interrupt_is_heard_between_accumulated_batches(patched):
 
 def test_pictures_are_encoded_once_a_vae_and_one_can_stop_between_them(patched):
     assert patched["encoded"] == {"stopped": True, "counts": [1, 2, 0, 3], "same bits": True, "other": True}
+
+
+# Core nodes that a training is computed with, and some that only have to do with how pictures are sampled.
+TAKES_PART = (
+    "LoraLoader",
+    "LoraLoaderBypass",
+    "HypernetworkLoader",
+    "SetClipHooks",
+    "SetClipHooks, CLIP alone",
+    "SetClipHooks, scheduled",
+    "ModelMergeSimple",
+    "CLIPMergeSimple",
+    "TomePatchModel",
+    "HyperTile",
+    "ModelSamplingDiscrete v",
+    "ModelSamplingDiscrete x0",
+    "ModelSamplingDiscrete lcm",
+    "UNetSelfAttentionMultiply",
+    "UNetCrossAttentionMultiply",
+    "CLIPAttentionMultiply",
+)
+OF_SAMPLING = (
+    "EasyCache",
+    "LazyCache",
+    "SelfAttentionGuidance",
+    "PerturbedAttentionGuidance",
+    "APG",
+    "CFGZeroStar",
+    "CFGNorm",
+    "TCFG",
+    "FreSca",
+    "Mahiro",
+    "EpsilonScaling",
+    "DifferentialDiffusion",
+)
+
+
+@pytest.fixture(scope="module")
+def nodes_before(inside) -> dict:
+    """Gradients on the toy world with a core node before Train."""
+    return inside("nodes_before.py", TOYWORLD)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("node", TAKES_PART + OF_SAMPLING)
+def test_core_nodes_before_train(nodes_before, node):
+    found = nodes_before["nodes"][node]
+    # Which tokens are merged changes in leaps.
+    assert found["slope"] == pytest.approx(1, abs=0.3 if node == "TomePatchModel" else 0.1)
+    assert found["checkpointed"] < 1e-5
+    assert found["counts"] == (node in TAKES_PART)
+    assert found["changed"] == [] and found["samples"]
+
+
+@pytest.mark.long
+def test_a_hook_lora_that_training_cannot_put_on_the_model_is_told_of_once(nodes_before):
+    told = {node: found["told"] for node, found in nodes_before["nodes"].items()}
+    [text] = told.pop("SetClipHooks")
+    assert "hook LoRA with a strength_model" in text
+    assert not any(told.values())
+
+
+@pytest.mark.long
+def test_the_network_is_told_what_a_sampler_tells_it(nodes_before):
+    told = nodes_before["told to the network"]
+    assert told["uuids"] == [4, 4]  # two batches of two
+    assert told["falling"] and told["last"] == 0
+    assert told["after each"] == pytest.approx(told["expected"])
+
+
+# Of the gradients' cosine with those on the numbers that the weights stand for. Where the host also quantises what it
+# multiplies them with, the loss itself is another; in four bits so much so that little is left of it behind T5.
+ALIKE = {"int4 rotated": {"clip_l": 0.9, "t5xxl": -1}}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "fp8",
+        "fp8 native",
+        *(
+            pytest.param(kind, marks=pytest.mark.long)
+            for kind in (
+                "cast to fp8, fast",
+                "int8 rotated",
+                "fp8 e5m2",
+                "mxfp8",
+                "mxfp8 native",
+                "nvfp4",
+                "nvfp4 native",
+                "int8",
+                "int8 by channel",
+                "int4 rotated",
+                "int4 asymmetric",
+                "cast to fp8",
+                "cast to fp8 e5m2",
+            )
+        ),
+    ],
+)
+def test_quantised_weights(inside, kind):
+    found = inside("quantised.py", kind)[kind]
+    assert found["quantised"] > 20 or kind.startswith("cast")
+    for key, cosine in found["gradient"].items():
+        assert cosine > ALIKE.get(kind, {}).get(key, 0.97), key
+    assert found["checkpointed"] < 1e-5
+    assert found["unpacked"] <= 2  # of a weight, and of the input that is multiplied with it
+    assert found["copied"] == []
+    assert found["changed"] == {"end": [], "error": [], "interrupt": []}
+    assert found["vectors"] < 1e-5 and found["norms"] < 1e-5

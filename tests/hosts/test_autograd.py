@@ -1,46 +1,23 @@
 """Gradients through modules made for inference, exactly, and without keeping what need not be kept."""
 
-import copy
 from contextlib import ExitStack
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from textinv_core.errors import UserError
+from tests.gradients import alive, randn, run, seeded
 from textinv_core.hosts.autograd import (
-    checkpointing,
     lean,
+    ordinary,
     ordinary_weights,
     replaced_method,
     storages,
-    tolerating_inplace,
+    without_leftovers,
 )
-
-
-def seeded(make, seed=0):
-    """`make()` with weights that do not depend on which test ran before."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return make()
-
-
-def randn(*shape, seed=1, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def run(net, x, *args, **kwargs):
-    """Output of `net` and the gradient of a weighted sum of it with respect to `x`."""
-    x = x.clone().requires_grad_()
-    y = net(x, *args, **kwargs)
-    [gradient] = torch.autograd.grad((y.float() * randn(*y.shape, seed=2)).sum(), x)
-    return y.detach(), gradient
-
-
-def alive(references):
-    return sum(not reference.expired() for reference in references)
-
+from textinv_core.hosts.checkpoints import checkpointing
+from textinv_core.hosts.tolerant import Tolerant
 
 # ordinary_weights
 
@@ -163,18 +140,137 @@ def test_frozen_ordinary_weights_are_left_alone():
         assert all(slots(net)[slot] is tensor for slot, tensor in before.items())
 
 
-class QuantisedTensor(torch.Tensor):
-    pass
+class Scaled(Tensor):
+    """A weight as hosts keep quantised ones: small numbers and a scale, made whole in each operation."""
+
+    @staticmethod
+    def __new__(cls, small, scale):
+        return Tensor._make_wrapper_subclass(cls, small.shape, dtype=scale.dtype, device=small.device)
+
+    def __init__(self, small, scale):
+        self.small, self.scale = small, scale
+
+    def __tensor_flatten__(self):
+        return ["small", "scale"], type(self)
+
+    @staticmethod
+    def __tensor_unflatten__(inner, made_of, shape, stride):
+        return made_of(inner["small"], inner["scale"])
+
+    def whole(self):
+        return self.small.to(self.scale.dtype) * self.scale
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].small, args[0].scale)
+        args = [each.whole() if isinstance(each, Scaled) else each for each in args]
+        return func(*args, **(kwargs or {}))
 
 
-def test_quantised_weights_are_refused_and_nothing_is_left_changed(inference_net):
+class Stacked(Scaled):
+    """Its small numbers are quantised once more."""
+
+
+class Packed(torch.Tensor):
+    """A weight as a custom node keeps it: bytes, and notes of what they mean, its shape among them."""
+
+    @property
+    def shape(self):
+        return self.meant
+
+
+class Notes(nn.Module):
+    """Notes what it was given last, as some of the host's networks do."""
+
+    last, loose = None, None
+
+    def forward(self, x):
+        self.last, self.seen, self.log, self.count = x, x * 2, {"x": x}, 1
+        return x
+
+
+def test_what_modules_note_of_a_training_goes_with_it():
+    net, x = Notes(), X.clone().requires_grad_()
+    net.last = earlier = torch.zeros(1)
+    with pytest.raises(KeyboardInterrupt), without_leftovers(nn.Sequential(net)):
+        net(x)
+        raise KeyboardInterrupt
+    assert net.last is earlier and net.count == 1
+    assert not {"seen", "log"} & vars(net).keys()
+
+
+def test_weights_of_a_custom_node_s_kind_keep_what_is_noted_on_them():
+    net = nn.Linear(4, 4)
     with torch.inference_mode():
-        quantised = torch.Tensor._make_subclass(QuantisedTensor, torch.zeros(6, 6))
-        inference_net.second._parameters["weight"] = quantised
-    before = slots(inference_net)
-    with pytest.raises(UserError, match=r"quantised.*QuantisedTensor"), ordinary_weights(inference_net):
-        pytest.fail("entered")
-    assert all(slots(inference_net)[slot] is tensor for slot, tensor in before.items())
+        packed = torch.arange(6, dtype=torch.uint8).as_subclass(Packed)
+        packed.meant = torch.Size([4, 4])
+        net._parameters["weight"] = packed
+    with ordinary_weights(net):
+        weight = net._parameters["weight"]
+        assert type(weight) is Packed and weight.meant == (4, 4) and not weight.is_inference()
+        assert weight.size() == (6,) and weight.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()
+    assert net._parameters["weight"] is packed
+
+
+def quantised(made_of=Scaled):
+    small, scale = randn(6, 6, seed=5).mul(50).round().to(torch.int8), torch.tensor(0.02)
+    return Stacked(Scaled(small, torch.tensor(1.0)), scale) if made_of is Stacked else made_of(small, scale)
+
+
+@pytest.fixture(params=[Scaled, Stacked])
+def quantised_net(request):
+    """Its second linear has a quantised weight, which is no copy of what the first has."""
+    with torch.inference_mode():
+        net = seeded(Net)
+        net.second.weight = nn.Parameter(quantised(request.param), requires_grad=False)
+    return net
+
+
+def test_quantised_weights_give_the_gradient_of_whole_ones(quantised_net):
+    whole = seeded(Net)
+    whole.second.weight = nn.Parameter(quantised().whole())
+    with pytest.raises(RuntimeError, match="nference"):
+        run(quantised_net, X)
+    expected = run(whole, X)
+    with ordinary_weights(quantised_net):
+        output, gradient = run(quantised_net, X)
+    assert torch.equal(output, expected[0])
+    assert torch.equal(gradient, expected[1])
+
+
+def numbers(weight):
+    """What a quantised weight is made of."""
+    names, _ = weight.__tensor_flatten__()
+    inner = [getattr(weight, name) for name in names]
+    return [plain for each in inner for plain in (numbers(each) if isinstance(each, Scaled) else [each])]
+
+
+def test_quantised_weights_share_memory_and_come_back(quantised_net):
+    before, weight = slots(quantised_net), quantised_net.second.weight
+    with ordinary_weights(quantised_net):
+        alias = quantised_net.second.weight
+        assert type(alias) is type(weight) and isinstance(alias, nn.Parameter) and alias is not weight
+        assert [each.data_ptr() for each in numbers(alias)] == [each.data_ptr() for each in numbers(weight)]
+        assert not any(each.is_inference() or each.requires_grad for each in [alias, *numbers(alias)])
+        assert (alias.shape, alias.dtype) == (weight.shape, weight.dtype)
+        assert "weight" in dict(quantised_net.second.named_parameters())
+    assert all(slots(quantised_net)[slot] is tensor for slot, tensor in before.items())
+    assert all(each.is_inference() for each in numbers(quantised_net.second.weight))
+
+
+def test_tied_quantised_weights_stay_tied(quantised_net):
+    quantised_net.first.weight = quantised_net.second.weight
+    with ordinary_weights(quantised_net):
+        assert quantised_net.first.weight is quantised_net.second.weight
+
+
+def test_quantised_weights_are_neither_copied_nor_looked_after(quantised_net):
+    with ordinary_weights(quantised_net):
+        weight, tolerant = quantised_net.second.weight, Tolerant(storages(quantised_net))
+        assert tolerant.keep(weight) is weight
+        for stored in numbers(weight):
+            assert ordinary(stored).data_ptr() == stored.data_ptr()
 
 
 # replaced_method
@@ -207,58 +303,6 @@ def test_an_interrupt_on_the_way_in_leaves_the_method():
     with pytest.raises(KeyboardInterrupt), replaced_method(net, "forward", lambda forward: lambda x: -forward(x)):
         pass
     assert "forward" not in vars(net)
-
-
-# tolerating_inplace
-
-
-class Residual(nn.Module):
-    """A text encoder in small: residuals are added in place or not."""
-
-    def __init__(self, in_place):
-        super().__init__()
-        self.norms = nn.ModuleList([nn.LayerNorm(6), nn.LayerNorm(6)])
-        self.linears = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
-        self.in_place = in_place
-        self.requires_grad_(False)
-
-    def forward(self, x):
-        x = x * 1
-        for norm, linear in zip(self.norms, self.linears, strict=True):
-            change = torch.softmax(linear(norm(x)), -1)
-            if self.in_place:
-                x += change
-            else:
-                x = x + change
-        return x
-
-
-def test_inplace_residuals_get_the_gradient_of_outplace_ones():
-    net, reference = seeded(lambda: Residual(True)), seeded(lambda: Residual(False))
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        run(net, X)
-    with tolerating_inplace(storages(net)):
-        output, gradient = run(net, X)
-    expected_output, expected_gradient = run(reference, X)
-    assert torch.equal(output, expected_output)
-    assert torch.equal(gradient, expected_gradient)
-
-
-def test_backward_may_come_after_the_hooks_are_gone():
-    net, x = seeded(lambda: Residual(True)), X.clone().requires_grad_()
-    with tolerating_inplace(storages(net)):
-        y = net(x)
-    [gradient] = torch.autograd.grad((y * randn(*y.shape, seed=2)).sum(), x)
-    assert torch.equal(gradient, run(seeded(lambda: Residual(False)), X)[1])
-
-
-def test_weights_are_not_copied_for_inplace_nets():
-    net = Residual(True)
-    hooks = tolerating_inplace(storages(net, nn.Linear(2, 2)))
-    weight = net.linears[0].weight
-    for saved in (weight, weight.detach(), weight.t()):
-        assert hooks.pack_hook(saved).data_ptr() == weight.data_ptr()
-    assert hooks.pack_hook(X).data_ptr() != X.data_ptr()
 
 
 # lean: weights stored in fp16, computed with in fp32, as ComfyUI's operations do it
@@ -397,106 +441,7 @@ def test_lean_modules_restores_the_method(casts):
     assert not any("forward" in vars(module) for module in net.modules())
 
 
-# checkpointing
-
-
-class Block(nn.Module):
-    """Reads its options, and writes to them as the host's blocks do."""
-
-    hidden: list[StorageWeakRef] = []  # noqa: RUF012
-
-    def __init__(self, linear=nn.Linear):
-        super().__init__()
-        self.linear = linear(6, 6)
-
-    def forward(self, x, options=None, scale=1.0):
-        options["seen"] = options.get("seen", 0) + 1
-        hidden = torch.tanh(self.linear(x)) * options["index"] * options["seen"] * scale
-        self.hidden.append(StorageWeakRef(hidden.untyped_storage()))
-        return x + hidden**2
-
-
-class Blocks(nn.Module):
-    """Blocks as UNets hold them: in lists, in sequences in lists; single operations among them."""
-
-    def __init__(self, by_keyword):
-        super().__init__()
-        self.blocks = nn.ModuleList([Block(), nn.Sequential(Block(), nn.Tanh()), nn.ModuleList([Block()])])
-        self.by_keyword = by_keyword
-        self.requires_grad_(False)
-
-    def forward(self, x, options):
-        for index, group in enumerate(self.blocks, 1):
-            options["index"] = index
-            for module in [group] if isinstance(group, Block) else group:
-                if isinstance(module, nn.Tanh):
-                    x = module(x)
-                elif self.by_keyword:
-                    x = module(x, scale=0.5, options=options)
-                else:
-                    x = module(x, options, 0.5)
-        options["index"] = -99
-        return x
-
-
-@pytest.fixture
-def hidden():
-    Block.hidden.clear()
-    yield Block.hidden
-    Block.hidden.clear()
-
-
-def block_modules(net):
-    return [module for module in net.modules() if isinstance(module, Block)]
-
-
-@pytest.mark.parametrize("by_keyword", [True, False])
-def test_checkpointing_gives_the_same_bits(hidden, by_keyword):
-    net = seeded(lambda: Blocks(by_keyword))
-    # What blocks write into the options stays with them: each starts from what was there when it was called.
-    expected_output, expected_gradient = run(copied_options(net), X, {})
-    with checkpointing(net):
-        output, gradient = run(net, X, {})
-    assert torch.equal(output, expected_output)
-    assert torch.equal(gradient, expected_gradient)
-
-
-def copied_options(net):
-    """A copy of `net` in which each block gets options of its own, without checkpoints."""
-    net = copy.deepcopy(net)
-    for block in block_modules(net):
-        forward = block.forward
-        block.forward = lambda x, options=None, scale=1.0, forward=forward: forward(x, dict(options), scale)
-    return net
-
-
-def test_checkpointing_keeps_nothing_inside_the_blocks(hidden):
-    net = seeded(lambda: Blocks(True))
-    x = X.clone().requires_grad_()
-    kept = net(x, {})
-    assert alive(hidden) == len(hidden) == 3
-    del kept
-    hidden.clear()
-    with checkpointing(net):
-        y = net(x, {})
-        assert len(hidden) == 3
-        assert alive(hidden) == 0
-        y.sum().backward()
-        assert len(hidden) == 6
-
-
-def test_checkpointing_restores_forward(hidden):
-    net = Blocks(True)
-
-    def own(x, options, scale):
-        return x
-
-    net.blocks[0].forward = own
-    with checkpointing(net):
-        assert all("forward" in vars(block) for block in block_modules(net))
-        assert vars(net.blocks[0])["forward"] is not own
-    assert vars(net.blocks[0])["forward"] is own
-    assert not any("forward" in vars(block) for block in block_modules(net)[1:])
+# lean modules in checkpoints
 
 
 class ConvBlock(nn.Module):

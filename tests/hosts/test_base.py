@@ -253,6 +253,74 @@ def test_everything_is_put_back(end):
     assert host.undone == ["loading"]
 
 
+class InPlace(nn.Module):
+    """A block that changes what it has been given and what it keeps for gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = torch.sigmoid(self.linear(x))
+        x += y
+        y.mul_(x)
+        return y
+
+
+class OutOfPlace(InPlace):
+    def forward(self, x):
+        y = torch.sigmoid(self.linear(x))
+        return y * (x + y)
+
+
+def gradient_of(host, checkpointing, gives_way):
+    noisy = torch.linspace(-1, 1, 6).reshape(2, 3).requires_grad_()
+    with host.trainable(torch.zeros(3), 2) as model:
+        if gives_way:
+            assert model.give_way()
+        if checkpointing:
+            model.checkpoint_activations()
+        prediction = model.predict(noisy * 1, torch.tensor([3, 4]), [1, 1])
+        return torch.autograd.grad(prediction.square().sum(), noisy)[0]
+
+
+def host_with(block):
+    host = SmallHost()
+    weights = host.network.state_dict()
+    host.network = nn.Sequential(block())
+    host.network.load_state_dict(weights)
+    return host
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_that_gives_way_does_what_autograd_refuses(checkpointing):
+    expected = gradient_of(host_with(OutOfPlace), False, False)
+    with pytest.raises(RuntimeError, match="place"):
+        gradient_of(host_with(InPlace), checkpointing, False)
+    assert torch.allclose(gradient_of(host_with(InPlace), checkpointing, True), expected, rtol=1e-6)
+
+
+def test_a_model_gives_way_once_and_the_next_of_its_host_need_not_be_asked():
+    host = SmallHost()
+    with host.trainable(torch.zeros(3), 1) as model:
+        assert not model.is_tolerant
+        assert model.give_way() and not model.give_way()
+    with host.trainable(torch.zeros(3), 1) as model:
+        assert model.is_tolerant and not model.give_way()
+    with SmallHost().trainable(torch.zeros(3), 1) as model:
+        assert not model.is_tolerant
+
+
+def test_checkpoints_that_were_there_before_it_gave_way_do_so_too():
+    host, noisy = host_with(InPlace), torch.linspace(-1, 1, 6).reshape(2, 3).requires_grad_()
+    with host.trainable(torch.zeros(3), 2) as model:
+        model.checkpoint_activations()
+        model.give_way()
+        prediction = model.predict(noisy * 1, torch.tensor([3, 4]), [1, 1])
+        [found] = torch.autograd.grad(prediction.square().sum(), noisy)
+    assert torch.allclose(found, gradient_of(host_with(OutOfPlace), False, False), rtol=1e-6)
+
+
 # Which model it is
 
 

@@ -320,12 +320,34 @@ def test_pictures_without_a_vision_model_are_refused_before_the_graph_runs(node_
 
 
 @pytest.fixture
-def create(node_classes, monkeypatch):
+def said(node_classes, monkeypatch):
+    """What Create Embedding, number 5, says on the page."""
+    said = []
+    page = SimpleNamespace(send_progress_text=lambda text, node_id: said.append((text, node_id)))
+    monkeypatch.setattr(sys.modules["textinv_pack.nodes.embedding"].PromptServer, "instance", page, raising=False)
+    hidden = SimpleNamespace(unique_id="5")
+    monkeypatch.setattr(node_classes["TextInvCreateEmbedding"], "hidden", hidden, raising=False)
+    return said
+
+
+def test_which_text_encoders_take_part_is_said(create, said):
+    create(clip=["one", "other"])
+    assert said == [("For one.", "5"), ("For other.", "5")]
+
+
+@pytest.fixture
+def create(node_classes, said, monkeypatch):
     """Create Embedding on a host that only writes down what it is asked for."""
     module = sys.modules["textinv_pack.nodes.embedding"]
-    monkeypatch.setattr(
-        module, "ComfyHost", lambda clip: SimpleNamespace(create_embedding=lambda *given: (clip, *given))
-    )
+
+    class Host(SimpleNamespace):
+        def create_embedding(self, *given):
+            return (self.clip, *given)
+
+        def about_encoders(self):
+            return f"For {self.clip}."
+
+    monkeypatch.setattr(module, "ComfyHost", lambda clip: Host(clip=clip))
     monkeypatch.setattr(module, "_near", lambda pictures, *given: (*pictures, *given))
 
     def create(**lists):

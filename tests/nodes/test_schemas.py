@@ -39,7 +39,7 @@ SCHEMAS = {
         " save_every: INT?, resume: COMBO?, evaluate_every: INT?, held_out: INT?, early_stop: COMBO?, patience: INT?,"
         " keep: INT?, preview_every: INT?, preview_negative: STRING?,"
         " preview_sampler: COMBO?, preview_scheduler: COMBO?, preview_cfg: FLOAT?, preview_seed: INT?,"
-        " preview_width: INT?, preview_height: INT?, optimizer: COMBO?",
+        " preview_width: INT?, preview_height: INT?, optimizer: COMBO?, guidance: FLOAT?",
         "embedding: TEXTINV_EMBEDDING, loss: LOSS_MAP, previews: IMAGE, best: TEXTINV_EMBEDDING",
     ),
     "TextInvApplyEmbedding": ("clip: CLIP, embedding: TEXTINV_EMBEDDING", "clip: CLIP"),

@@ -80,6 +80,28 @@ def test_probes_name_the_embedding_wherever_a_line_does():
     assert {p.example.caption for [p] in all_probes([named], settings(template=lines), [cat])} == {"embedding:cat"}
 
 
+@pytest.mark.parametrize("named", [[7], [2, 7, 30], list(range(40))])
+def test_few_pictures_that_name_the_embedding_are_probed_in_turn(named):
+    examples = [fake_example(n, caption="embedding:cat" if n in named else "a dog") for n in range(40)]
+    for i, example in enumerate(examples):
+        example.latent[0, 0, 0] = i
+    batches = all_probes(examples, settings(template=["[filewords]"]))
+    found = sorted((probe.number, int(probe.example.latent[0, 0, 0])) for [probe] in batches)
+    assert found == [(n, named[n % min(len(named), PROBES)]) for n in range(PROBES)]
+
+
+def test_pictures_are_asked_about_only_until_there_are_enough():
+    asked = []
+
+    def names(prompt, name):
+        asked.append(prompt)
+        return True
+
+    examples = [fake_example(n, caption=f"a dog {n}") for n in range(10 * PROBES)]
+    probes(LearnableEmbedding(fake_embedding(), names=names), examples, [], settings(template=["[filewords]"]), 1000)
+    assert asked == [f"a dog {n}" for n in range(PROBES)]
+
+
 def test_each_probe_has_noise_of_its_own():
     asked = [probe for [probe] in all_probes(fake_examples(2), settings())]
     drawn = [noise(probe, seed).flatten() for probe in asked for seed in (0, 1)]

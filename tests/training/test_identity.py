@@ -86,7 +86,7 @@ def test_other_embeddings_that_prompts_name_decide():
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("model", "the model, or what is patched on it changed"),
+        ("model", "the model, what is patched on it, or its precision or guidance changed"),
         ("clip", "the text encoders, or what is patched on them changed"),
         ("vae", "the VAE changed"),
     ],

@@ -19,7 +19,7 @@ from tests.fakes import (
     train,
 )
 from textinv_core.embedding import Embedding
-from textinv_core.errors import TrainingError
+from textinv_core.errors import TrainingError, UserError
 from textinv_core.shuffle import ShuffleConfig
 from textinv_core.training.chance import STREAMS, chance
 from textinv_core.training.examples import Example
@@ -997,6 +997,104 @@ def test_checkpoints_are_turned_on_when_told(checkpointing, times):
     model = FakeModel()
     list(train(model, fake_examples(), fake_embedding(), settings(gradient_checkpointing=checkpointing)))
     assert model.checkpointed == times
+
+
+# What autograd refuses
+
+
+REFUSED = RuntimeError("one of the variables needed for gradient computation has been modified by an inplace operation")
+
+
+class Refusing(FakeModel):
+    """What autograd refuses, in forward or in backward, until it is asked to give way."""
+
+    in_backward = False
+
+    def predict(self, noisy, t, conditions):
+        prediction = super().predict(noisy, t, conditions)
+        if not self.can_give_way:
+            return prediction
+        if not self.in_backward:
+            raise REFUSED
+        if prediction.requires_grad:
+            prediction.register_hook(self.refuse)
+        return prediction
+
+    def refuse(self, gradient):
+        raise REFUSED
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_what_autograd_refuses_is_tried_otherwise_once_and_changes_no_bit(in_backward):
+    arguments = (
+        fake_examples(4),
+        fake_embedding(4),
+        settings(4, LINES, batch_size=2, gradient_accumulation=2),
+        ShuffleConfig("all", "occurrence"),
+    )
+    plain, refusing = FakeModel(), Refusing(can_give_way=True)
+    refusing.in_backward = in_backward
+    expected, run = snapshots(plain, *arguments), snapshots(refusing, *arguments)
+    assert (refusing.gave_way, refusing.checkpointed) == (1, 0)
+    assert len(refusing.calls) == len(plain.calls) + 1
+    assert [p.loss for p, _ in run] == [p.loss for p, _ in expected]
+    assert all(same(a, b) for (_, a), (_, b) in zip(run, expected, strict=True))
+
+
+def test_an_error_that_stays_is_raised_after_one_more_try():
+    model = FakeModel(change=out_of_memory(range(3, 99), error=REFUSED), can_give_way=True)
+    steps = train(model, fake_examples(), fake_embedding(), settings(6))
+    with pytest.raises(RuntimeError) as raised:
+        list(steps)
+    assert raised.value is REFUSED
+    assert (model.gave_way, len(model.calls), model.checkpointed) == (2, 4, 0)
+
+
+@pytest.mark.parametrize("error", [UserError("no"), ValueError("no"), Interrupted(), KeyboardInterrupt()], ids=repr)
+def test_what_has_nothing_to_do_with_autograd_is_not_tried_again(error):
+    model = FakeModel(change=out_of_memory([2], error=error), can_give_way=True)
+    with pytest.raises(type(error)):
+        list(train(model, fake_examples(), fake_embedding(), settings(3)))
+    assert (model.gave_way, len(model.calls)) == (0, 2)
+
+
+def test_want_of_memory_is_no_reason_to_give_way_and_both_may_come():
+    def change(prediction, call):
+        if call == 1:
+            raise REFUSED
+        if call == 2:
+            raise SHORT[0]
+        return prediction
+
+    model = FakeModel(change=change, can_give_way=True)
+    list(train(model, fake_examples(4), fake_embedding(), settings(2, batch_size=4)))
+    assert (model.gave_way, model.checkpointed, len(model.calls)) == (1, 1, 4)
+    assert sizes(model) == [4] * 4
+
+
+def test_the_fixed_loss_gives_way_too():
+    learnable, told = LearnableEmbedding(fake_embedding(4)), settings(40, batch_size=4, evaluate_every=20)
+    plain, refusing = FakeModel(), Refusing(can_give_way=True)
+    losses = [Training(model, fake_examples(4), learnable, told).evaluate().loss for model in (plain, refusing)]
+    assert losses[1] == losses[0] and refusing.gave_way == 1
+
+
+def test_what_the_refused_try_computed_is_gone_before_the_next():
+    kept, is_gone = [], []
+
+    def change(prediction, call):
+        def mine(*_):
+            raise RuntimeError("refused")  # anew, as errors hold the frames that they came through
+
+        is_gone.append([each() is None for each in kept])
+        if call == 1:
+            kept.append(weakref.ref(mine))
+            prediction.register_hook(mine)
+        return prediction
+
+    model = FakeModel(change=change, can_give_way=True)
+    next(train(model, fake_examples(), fake_embedding(), settings(1)))
+    assert is_gone == [[], [True]]
 
 
 class OneEncoder(FakeModel):

@@ -93,7 +93,8 @@ def _show(report: Report, facts: dict[str, Any]) -> None:
     for key, encoder in facts["encoders"].items():
         vectors = encoder["vectors"]
         title = Text(f"{key}: {len(vectors)} x {encoder['width']}", style="table.title")
-        table = Table("vector", "norm", title=title, title_justify="left")
+        # As wide as its title, which would go on in a second line.
+        table = Table("vector", "norm", title=title, title_justify="left", min_width=len(title))
         if "words" in vectors[0]:
             table.add_column("nearest words")
         for number, vector in enumerate(vectors, 1):

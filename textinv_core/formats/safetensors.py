@@ -6,13 +6,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..embedding import Embedding, safe_name
+from ..embedding import UNREAD, Embedding, safe_name
 from ..errors import UserError
 from ..files import write_atomically
 from .bundles import bundled, chosen
 from .facts import lasting
 from .limits import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, check_file, check_total
-from .tensors import to_store, vectors_of
+from .tensors import T5, T5_ELSEWHERE, counted, to_store, vectors_of
 
 # https://github.com/Stability-AI/ModelSpec
 ARCHITECTURES = {
@@ -43,7 +43,8 @@ def read(path: Path, name: str | None = None) -> Embedding:
         with safe_open(path, "pt") as file:
             facts = {} if bundle else file.metadata() or {}  # a LoRA's are its own
             keys = bundle[stem] if bundle else {key: key for key in file.keys()}  # noqa: SIM118  (no mapping)
-            check_total((file.get_slice(stored).get_shape() for stored in keys.values()), MAX_TENSOR_BYTES, path.name)
+            shapes = {key: file.get_slice(stored).get_shape() for key, stored in keys.items()}
+            check_total(counted(shapes), MAX_TENSOR_BYTES, path.name)
             tensors = {key: file.get_tensor(stored) for key, stored in keys.items()}
             vectors = vectors_of(tensors, "textinv.vectors" in facts, path.name)
     except (SafetensorError, NotImplementedError) as error:  # torch knows float types it cannot convert
@@ -54,14 +55,26 @@ def read(path: Path, name: str | None = None) -> Embedding:
     return Embedding(safe_name(stem), vectors, known_step, lasting(facts))
 
 
+def _usage(embedding: Embedding, name: str) -> str:
+    if UNREAD in embedding.metadata:
+        return f"In ComfyUI, feed Apply Embedding from Load Embedding, and write embedding:{name} in a prompt."
+    return f"Write embedding:{name} in a prompt, or (embedding:{name}:1.2) to weigh it."
+
+
 def write(embedding: Embedding, path: Path) -> None:
-    """Write `embedding` with the keys its encoders have in ComfyUI; see `save_embedding`."""
+    """Write `embedding` with the keys its encoders have in ComfyUI; see `save_embedding`.
+
+    T5's vectors are there once more under the key that OneTrainer, and diffusers' guide for Flux, look for.
+    """
+    tensors = to_store(embedding)
+    if T5 in tensors and T5_ELSEWHERE not in tensors:
+        tensors[T5_ELSEWHERE] = tensors[T5].clone()
     facts = dict(embedding.metadata)
     facts |= {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": embedding.name,
         "modelspec.trigger_phrase": f"embedding:{path.stem}",
-        "modelspec.usage_hint": f"Write embedding:{path.stem} in a prompt, or (embedding:{path.stem}:1.2) to weigh it.",
+        "modelspec.usage_hint": _usage(embedding, path.stem),
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "textinv.vectors": str(max(len(rows) for rows in embedding.vectors.values())),
     }
@@ -69,4 +82,4 @@ def write(embedding: Embedding, path: Path) -> None:
         facts["modelspec.architecture"] = architecture
     if embedding.step is not None:
         facts["textinv.step"] = str(embedding.step)
-    write_atomically(path, save(to_store(embedding), facts))
+    write_atomically(path, save(tensors, facts))

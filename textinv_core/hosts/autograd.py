@@ -1,21 +1,52 @@
 """Let autograd pass through weights and modules that were loaded for inference only, without copying them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
-
-from ..errors import UserError
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    """An ordinary frozen tensor over the memory of `tensor`, which may be an inference tensor."""
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with memory of its own, not one made of others, as quantised ones are."""
+    return type(value) in (Tensor, nn.Parameter)
+
+
+def pointer(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from that of others."""
+    return tensor.untyped_storage().data_ptr() if is_plain(tensor) else id(tensor)
+
+
+def is_made_of_others(tensor: Tensor) -> bool:
+    """Whether a tensor has others for its memory, as quantised ones do."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def made_of(tensor: Tensor) -> dict[str, Tensor]:
+    """By name, what a tensor is made of that `is_made_of_others`."""
+    return {name: getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]}  # type: ignore[attr-defined]
+
+
+def remade(tensor: Tensor, parts: dict[str, Tensor]) -> Any:
+    """A tensor like `tensor`, made of others."""
+    kind: Any = type(tensor)
+    return kind.__tensor_unflatten__(parts, kind.__tensor_flatten__(tensor)[1], tensor.shape, tensor.stride())
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """An ordinary frozen tensor over the memory of `tensor`, which may be an inference tensor, or a quantised one."""
+    if is_made_of_others(tensor):
+        alias = remade(tensor, {name: ordinary(part) for name, part in made_of(tensor).items()})
+        alias._is_param = isinstance(tensor, nn.Parameter)  # nn.Parameter would copy what it is made of
+        return alias
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    if not is_plain(tensor):  # of a custom node, as for GGUF, which notes on it what its numbers mean
+        alias = alias.as_subclass(type(tensor))
+        vars(alias).update(vars(tensor))
+        return alias
     return nn.Parameter(alias, requires_grad=False) if isinstance(tensor, nn.Parameter) else alias
 
 
@@ -25,7 +56,7 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
 
     Autograd refuses tensors that were made in inference mode, and computes gradients nobody wants for those that
     require them. Both kinds are replaced by tensors over the same memory; the originals go back in any case.
-    Must be entered outside inference mode. Raises UserError for quantised weights.
+    Must be entered outside inference mode.
     """
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     aliases: dict[int, Tensor] = {}  # tied weights stay tied
@@ -36,17 +67,32 @@ def ordinary_weights(*modules: nn.Module) -> Iterator[None]:
                 for name, tensor in stored.items():
                     if tensor is None or not (tensor.is_inference() or tensor.requires_grad):
                         continue
-                    if type(tensor) not in (Tensor, nn.Parameter):
-                        raise UserError(
-                            f"Embeddings cannot be trained on this model yet: its weights are quantised "
-                            f"({type(tensor).__name__}). Load a version of it with fp16, bf16 or fp32 weights."
-                        )
                     replaced.append((stored, name, tensor))
-                    stored[name] = aliases.setdefault(id(tensor), _ordinary(tensor))
+                    stored[name] = aliases.setdefault(id(tensor), ordinary(tensor))
         yield
     finally:
         for stored, name, tensor in reversed(replaced):
             stored[name] = tensor
+
+
+def _holds_tensors(value: Any) -> bool:
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(each, Tensor) for each in held)
+
+
+@contextmanager
+def without_leftovers(*modules: nn.Module) -> Iterator[None]:
+    """After the block, no module has tensors among its attributes that it had not before: some note what they were
+    given last, and with it all that its gradients went through would stay."""
+    before = [(vars(module), dict(vars(module))) for root in modules for module in root.modules()]
+    try:
+        yield
+    finally:
+        for own, was in before:
+            left = [name for name, value in own.items() if value is not was.get(name) and _holds_tensors(value)]
+            for name in left:
+                del own[name]
+            own |= {name: was[name] for name in left if name in was}
 
 
 @contextmanager
@@ -65,21 +111,27 @@ def replaced_method(module: nn.Module, name: str, wrap: Callable[[Any], Any]) ->
 
 def storages(*modules: nn.Module) -> set[int]:
     """Where the weights of `modules` lie in memory."""
-    return {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+    return {pointer(weight) for module in modules for weight in module.parameters()}
 
 
-def tolerating_inplace(weights: set[int]) -> saved_tensors_hooks:
-    """Inside, what autograd saves is copied, so that later in-place changes (`x += ...`) do not spoil it.
+class _Quantised:
+    """A quantised weight, perhaps transposed, that is kept where the one it was made of lies, and in no other memory.
 
-    Autograd checks for such changes only where no hooks stand guard. Meant for text encoders, whose activations are
-    small. (`torch.autograd.graph.allow_mutation_on_saved_tensors` would do too, but sends every operation of forward
-    and backward through Python.) weights: the storages, see there, that nobody changes and that are not copied.
+    used: as an operation saved it. stored: as it lies in its module, maybe on another device.
     """
 
-    def pack(tensor: Tensor) -> Tensor:
-        return tensor if tensor.untyped_storage().data_ptr() in weights else tensor.clone()
+    def __init__(self, used: Tensor, stored: Tensor):
+        self._device, self._stored = used.device, made_of(stored)
+        # Of the same names: what becomes of the parts when a weight is moved and transposed is told by their strides.
+        self._layout = {name: (part.shape, part.stride()) for name, part in made_of(used).items()}
+        kind: Any = type(used)
+        self._how = kind, kind.__tensor_flatten__(used)[1], used.shape, used.stride()
 
-    return saved_tensors_hooks(pack, lambda tensor: tensor)
+    def numbers(self) -> Tensor:
+        """What it stands for, as an ordinary tensor."""
+        kind, *how = self._how
+        parts = {name: self._stored[name].to(self._device).as_strided(*layout) for name, layout in self._layout.items()}
+        return kind.__tensor_unflatten__(parts, *how).dequantize()
 
 
 Recast = Callable[[nn.Module, Tensor], Tensor]
@@ -91,6 +143,9 @@ def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
     Hosts store weights in one type, or on one device, and compute in another. Autograd would keep each cast weight
     until backward, a second copy of the model; here it is cast once more. recast(module, like) must give the weight
     with the type and device of `like`. Convolutions also keep their input, for the gradient of a weight that has none.
+
+    A quantised weight is unpacked for the backward pass, and only there: gradients are those of the numbers it stands
+    for, and are not quantised themselves.
     """
 
     def wrap(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -98,18 +153,23 @@ def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
             if not (input.requires_grad and torch.is_grad_enabled()):
                 return forward(input, *args, **kwargs)
             weight: Tensor = module.get_parameter("weight")
-            stored, given = weight.untyped_storage().data_ptr(), input.untyped_storage().data_ptr()
+            stored, given = pointer(weight), pointer(input)
 
             def pack(tensor: Tensor) -> Any:
-                storage = tensor.untyped_storage().data_ptr()
+                if is_made_of_others(tensor):
+                    return _Quantised(tensor, weight)
+                storage = pointer(tensor)
                 is_cast_weight = storage != stored and tensor.numel() == weight.numel() and not tensor.requires_grad
                 if storage != given and not is_cast_weight:
                     return tensor
-                return storage == given, tensor.shape, tensor.stride(), tensor.new_empty(0)
+                like = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                return storage == given, tensor.shape, tensor.stride(), like
 
             def unpack(packed: Any) -> Tensor:
                 if isinstance(packed, Tensor):
                     return packed
+                if isinstance(packed, _Quantised):
+                    return packed.numbers()
                 is_input, shape, stride, like = packed
                 if is_input:  # only its shape is looked at
                     return like.new_empty_strided(shape, stride)
@@ -121,35 +181,3 @@ def lean(module: nn.Module, recast: Recast) -> AbstractContextManager[None]:
         return lean_forward
 
     return replaced_method(module, "forward", wrap)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a network: what stands in its lists and sequences and is more than a single operation."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            yield from _blocks(child)
-        elif isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in child.children()):
-            yield child
-
-
-def checkpointing(module: nn.Module) -> AbstractContextManager[Any]:
-    """For the length of the block, the blocks of `module` keep only their inputs for backward and run again there."""
-
-    def copied(value: Any) -> Any:
-        return dict(value) if isinstance(value, dict) else value
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return forward(*map(copied, args), **{key: copied(value) for key, value in kwargs.items()})
-
-        def checkpointed(*args: Any, **kwargs: Any) -> Any:
-            # Dicts of options change while the network runs; both runs must see them as they are now.
-            kwargs = {key: copied(value) for key, value in kwargs.items()}
-            return checkpoint(run, *map(copied, args), use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-        return checkpointed
-
-    stack = ExitStack()
-    for block in list(_blocks(module)):
-        stack.enter_context(replaced_method(block, "forward", wrap))
-    return stack

@@ -10,17 +10,21 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..embedding import Embedding, create_embedding
+from ..embedding import UNREAD, Embedding, create_embedding, unread_text
 from ..errors import UserError
 from ..noise import NoiseSchedule
-from .autograd import checkpointing, lean, ordinary_weights
+from ..prompts import EMBEDDING, names_embedding
+from .autograd import lean, ordinary_weights, storages, without_leftovers
+from .checkpoints import checkpointing
+from .tolerant import Tolerant
 
 # (encoder key, occurrence in the prompt counted from 0) -> the vectors [n, dim] to put there.
 Lookup = Callable[[str, int], Tensor]
@@ -61,6 +65,8 @@ class Encoder(ABC):
 
     table: Any
     """The module that looks up the vectors of token ids."""
+    reads_files: bool = True
+    """Whether prompts find embeddings in files by themselves, without being handed them."""
 
     @property
     def width(self) -> int:
@@ -86,9 +92,28 @@ class TrainableModel(ABC):
     noise_schedule: NoiseSchedule
     modules: Sequence[nn.Module]  # all that gradients pass through
     blocks: Sequence[nn.Module]  # what is made of blocks that can be computed again for the backward pass
+    tolerant_blocks: Sequence[nn.Module] = ()  # the same, of what is always run inside `tolerant`
+
+    is_tolerant = False
+    """Whether what autograd refuses in the diffusion model is done otherwise, see `tolerant.Tolerant`."""
 
     def __init__(self, stack: ExitStack):
         self._stack = stack
+
+    @cached_property
+    def tolerant(self) -> Tolerant:
+        """What autograd refuses in these models, done otherwise."""
+        return Tolerant(storages(*self.modules), self.differentiable)
+
+    def differentiable(self, operation: Any) -> Any | None:
+        """What does the same as an operation of the host's that has no backward; None where nothing is known."""
+        return None
+
+    def give_way(self) -> bool:
+        """From now on be tolerant, because a RuntimeError came of autograd or of who knows what. False if it already
+        was: then trying again makes no sense."""
+        was_tolerant, self.is_tolerant = self.is_tolerant, True
+        return not was_tolerant
 
     @abstractmethod
     def conditions(
@@ -106,9 +131,13 @@ class TrainableModel(ABC):
 
         All at once where their conditions allow it, else one by one.
         """
-        if len(conditions) == 1 or self._fit_together(conditions):
-            return self._predict(noisy, t, conditions)
-        return torch.cat([self._predict(noisy[i : i + 1], t[i : i + 1], [c]) for i, c in enumerate(conditions)])
+        with ExitStack() as stack:
+            if self.is_tolerant:
+                stack.enter_context(self.tolerant)
+                stack.enter_context(self.tolerant.keeping())
+            if len(conditions) == 1 or self._fit_together(conditions):
+                return self._predict(noisy, t, conditions)
+            return torch.cat([self._predict(noisy[i : i + 1], t[i : i + 1], [c]) for i, c in enumerate(conditions)])
 
     @abstractmethod
     def _fit_together(self, conditions: Sequence[Any]) -> bool: ...
@@ -127,7 +156,9 @@ class TrainableModel(ABC):
     def checkpoint_activations(self) -> None:
         """From now on keep less for the backward pass, and compute it again there."""
         for block in self.blocks:
-            self._stack.enter_context(checkpointing(block))
+            self._stack.enter_context(checkpointing(block, lambda: self.tolerant if self.is_tolerant else None))
+        for block in self.tolerant_blocks:
+            self._stack.enter_context(checkpointing(block, lambda: self.tolerant))
 
     def check_interrupted(self) -> None:  # noqa: B027  (most have nothing to look at)
         """Raise what the host raises where it is asked to stop; looked at before each batch."""
@@ -156,6 +187,7 @@ class Host(ABC):
     """What messages call the thing that an embedding has to fit."""
     interrupts: ClassVar[tuple[type[BaseException], ...]] = ()
     """What is raised in the program where a person stops it, besides KeyboardInterrupt."""
+    _is_tolerant = False  # what the last `TrainableModel` came to
 
     # Text encoders and their embeddings
 
@@ -173,6 +205,20 @@ class Host(ABC):
     def widths(self) -> dict[str, int]:
         """Encoder key -> the width of the vectors that encoder takes."""
         return {key: encoder.width for key, encoder in self.encoders.items()}
+
+    @property
+    def unread(self) -> list[str]:
+        """The keys of text encoders for which prompts find no embeddings in files: there they have to be applied."""
+        return [key for key, encoder in self.encoders.items() if not encoder.reads_files]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What the text encoders are called that take no embeddings."""
+        return []
+
+    def names(self, prompt: str, name: str) -> bool:
+        """Whether `prompt` names the embedding `name` for at least one of the text encoders."""
+        return names_embedding(prompt, name)
 
     def check_fits(self, embedding: Embedding) -> None:
         """Raise UserError unless `embedding` has vectors of the right width for every text encoder."""
@@ -213,7 +259,27 @@ class Host(ABC):
 
         Of a text with more tokens than vectors A1111 takes the first ones for CLIP-L, and samples evenly for OpenCLIP.
         """
-        return create_embedding(name, self.text_vectors(init_text), vectors, keep_first="clip_l" in self.encoders)
+        made = create_embedding(name, self.text_vectors(init_text), vectors, keep_first="clip_l" in self.encoders)
+        return replace(made, metadata=self._unread_fact())
+
+    def _unread_fact(self) -> dict[str, str]:
+        return {UNREAD: ", ".join(self.unread)} if self.unread else {}
+
+    def about_encoders(self) -> str:
+        """Which text encoders embeddings are for, which not, and where plain prompts do not find them; some sentences
+        for the person."""
+        said = [f"For {', '.join(f'{key} (width {width})' for key, width in self.widths.items())}."]
+        if self.left_out:
+            takes = "take no part" if len(self.left_out) > 1 else "takes no part"
+            said.append(f"{', '.join(self.left_out)} {takes}: no name of an embedding reaches it.")
+        if self.unread:
+            said.append(unread_text(", ".join(self.unread)))
+        elif not self.names(f"{EMBEDDING}a", "a"):
+            said.append(
+                "This model does not find a name at the very start of a prompt: write a space or a word before it, as "
+                "training and its previews do."
+            )
+        return " ".join(said)
 
     def word_norms(self) -> dict[str, float]:
         """Encoder key -> the norm of a usual word's vector: the median of the vocabulary's, or of `MEASURED_TOKENS` of
@@ -307,12 +373,15 @@ class Host(ABC):
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng())
             model = self._load(latent, batch_size, stack)
+            model.is_tolerant = self._is_tolerant
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(without_leftovers(*model.modules))
             stack.enter_context(ordinary_weights(*model.modules))
             for module in model.lean_modules():
                 stack.enter_context(lean(module, model.recast))
             yield model
+            self._is_tolerant = model.is_tolerant
 
     @abstractmethod
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> TrainableModel:
@@ -332,6 +401,10 @@ class Host(ABC):
         The same after the program was started again, and wherever weights are now; nothing is loaded for it.
         """
 
+    def told(self) -> dict[str, Any]:
+        """What the host was told of how to train, for a run's settings; of the kinds JSON knows."""
+        return {}
+
     def found(self, name: str) -> str | None:
         """16 hex digits for the vectors that the program finds by itself where a prompt says `embedding:<name>`; None
         where it finds none, or looks for none."""
@@ -347,4 +420,4 @@ class Host(ABC):
 
     def facts(self) -> dict[str, str]:
         """What an embedding's metadata says of the model it was trained on."""
-        return {"textinv.base_model": self.fingerprint()}
+        return {"textinv.base_model": self.fingerprint(), **self._unread_fact()}

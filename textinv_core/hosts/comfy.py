@@ -10,11 +10,15 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
+import comfy.hooks
 import comfy.model_management
 import comfy.ops
 import comfy.sample
@@ -27,13 +31,17 @@ from torch import Tensor, nn
 from ..devices import upload
 from ..embedding import Embedding
 from ..errors import UserError
+from ..formats import load_embedding
 from ..noise import NoiseSchedule
-from .autograd import replaced_method, storages, tolerating_inplace
+from .autograd import is_made_of_others, is_plain, replaced_method
 from .base import Host, Known, Lookup, Occurrences, Sampling, TrainableModel
 from .comfy_parts import identities, transformer_options
+from .comfy_prefix import Prefixes
 from .comfy_text import ComfyEncoder, encode_together, encoded, encoders, tokenizer_with
 from .marks import mark
 from .precision import dtype_of
+
+log = logging.getLogger("textinv")
 
 # Attentions of the host that cannot be trained through: gradients end there, or it fails.
 WITHOUT_BACKWARD = {"attention_sage", "attention3_sage", "attention_flash", "attention_comfy_kitchen_int8"}
@@ -69,9 +77,12 @@ def set_for_training(stack: ExitStack) -> None:
 
 
 def lean_modules(*modules: nn.Module) -> Iterator[nn.Module]:
-    """The modules in `modules` that `autograd.lean` is for."""
+    """The modules in `modules` that `autograd.lean` is for: Linear and Conv, of weights that the host itself casts."""
     for module in (m for root in modules for m in root.modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d) and hasattr(module, "forward_comfy_cast_weights"):
+        weight = getattr(module, "weight", None)
+        is_hosts = isinstance(weight, Tensor) and (is_plain(weight) or is_made_of_others(weight))
+        is_one = hasattr(module, "in_features") or isinstance(module, nn.modules.conv._ConvNd)
+        if is_one and is_hosts and hasattr(module, "forward_comfy_cast_weights"):
             yield module
 
 
@@ -112,20 +123,30 @@ class _EachMissingNameOnce(logging.Filter):
         return not is_again
 
 
+def hooks_model(clip: Any) -> bool:
+    """Whether `clip` has its prompts change the model that samples them: by hooks, such as LoRAs, that it carries."""
+    hooks = clip.apply_hooks_to_conds.hooks if clip.apply_hooks_to_conds else []
+    return any(not isinstance(hook, comfy.hooks.WeightHook) or hook._strength_model for hook in hooks)
+
+
 class ComfyModel(TrainableModel):
     """On a loaded ModelPatcher and CLIP."""
 
-    def __init__(self, model: Any, clip: Any, stack: ExitStack):
+    def __init__(self, model: Any, clip: Any, encoders: Mapping[str, ComfyEncoder], guidance: float, stack: ExitStack):
         super().__init__(stack)
+        self._encoders, self._prefixes = encoders, {key: Prefixes() for key in encoders}
+        # What the host's nodes would have put into a conditioning.
+        self._told = {"guidance": guidance} if guidance else {}
         self.device = model.load_device
         self.dtype = model.model.get_dtype_inference()
         self.modules = model.model, clip.cond_stage_model
-        self.blocks = (model.model.diffusion_model,)
+        self.blocks, self.tolerant_blocks = (model.model.diffusion_model,), (clip.cond_stage_model,)
         self._model, self._base = model, model.model
-        self._text_weights = storages(clip.cond_stage_model)
         # The host loads the text encoder before each prompt, and may evict the rest of the model for it.
         self._clip = copy.copy(clip)
         self._clip.load_model = lambda *_: clip.patcher
+        # By a schedule of hooks it changes the text encoder's weights, which backward needs as they were in forward.
+        self._clip.use_clip_schedule = False
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:  # type: ignore[override]
@@ -134,6 +155,11 @@ class ComfyModel(TrainableModel):
     @cached_property
     def _sigmas(self) -> Tensor:
         return self._base.model_sampling.sigmas.to(self.device)
+
+    @cached_property
+    def _sample_sigmas(self) -> Tensor:
+        """What a sampler would be given that takes every step there is: from the most noise to none."""
+        return torch.cat([self._sigmas.flip(0), self._sigmas.new_zeros(1)])
 
     @cached_property
     def _transformer_options(self) -> dict[str, Any]:
@@ -147,10 +173,14 @@ class ComfyModel(TrainableModel):
     ) -> list[dict[str, Any]]:
         clips = [copy.copy(self._clip) for _ in prompts]
         for clip, of_prompt in zip(clips, lookups, strict=True):
-            clip.tokenizer = tokenizer_with(clip, Occurrences(of_prompt))
+            clip.tokenizer = tokenizer_with(clip, self._encoders, Occurrences(of_prompt))
         tokens = [clip.tokenize(prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        with tolerating_inplace(self._text_weights):
-            encoded = encode_together(self._clip, tokens)
+        with ExitStack() as stack:
+            stack.enter_context(self.tolerant)  # residuals are added in place
+            stack.enter_context(self.tolerant.keeping())
+            for key, encoder in self._encoders.items():
+                stack.enter_context(self._prefixes[key].reused(encoder.model))
+            encoded = encode_together(self._clip, self._encoders, tokens)
         return [self._model_conds(cond[:1], latent) for cond, latent in zip(encoded, latents, strict=True)]
 
     def _model_conds(self, encoded: list, latent: Tensor) -> dict[str, Any]:
@@ -158,12 +188,15 @@ class ComfyModel(TrainableModel):
         latent = latent[None].to(self.device)
         [cond] = comfy.samplers.encode_model_conds(
             self._base.extra_conds,
-            comfy.sampler_helpers.convert_cond(encoded),
+            [cond | self._told for cond in comfy.sampler_helpers.convert_cond(encoded)],
             latent,
             self.device,
             "positive",
             latent_image=latent,
         )
+        if unknown := self._told.keys() - cond["model_conds"].keys():
+            log.warning(f"textinv: this model has no use for {', '.join(unknown)}; it is trained as without.")
+            self._told = {}
         return {
             key: value.process_cond(batch_size=1, area=None, device=self.device)
             for key, value in cond["model_conds"].items()
@@ -174,7 +207,12 @@ class ComfyModel(TrainableModel):
 
     def _predict(self, noisy: Tensor, t: Tensor, conditions: Sequence[dict[str, Any]]) -> Tensor:
         sigma = self._sigmas[t]
-        options = self._transformer_options | {"sigmas": sigma, "cond_or_uncond": [0] * len(conditions)}
+        options = self._transformer_options | {
+            "sigmas": sigma,
+            "sample_sigmas": self._sample_sigmas,
+            "cond_or_uncond": [0] * len(conditions),
+            "uuids": [uuid4() for _ in conditions],  # those of a step come never again, for whoever keeps what was
+        }
         arguments = {**comfy.samplers.cond_cat(conditions), "transformer_options": options}
         wrapper = self._model.model_options.get("model_function_wrapper")
         if wrapper is None:
@@ -183,6 +221,13 @@ class ComfyModel(TrainableModel):
             call = {"input": noisy, "timestep": sigma, "c": arguments, "cond_or_uncond": options["cond_or_uncond"]}
             denoised = wrapper(self._base.apply_model, call)
         return self.noise_schedule.prediction(denoised, noisy, t)
+
+    def differentiable(self, operation: Any) -> Any | None:
+        if not str(operation).startswith("comfy_kitchen."):
+            return None
+        eager = import_module("comfy_kitchen.backends.eager")  # here, as the host can do without it
+
+        return getattr(eager, operation.__name__, None)
 
     def lean_modules(self) -> Iterator[nn.Module]:
         return lean_modules(*self.modules)
@@ -198,22 +243,25 @@ class ComfyHost(Host):
     """The MODEL, CLIP and VAE of a graph; what only concerns text encoders needs the CLIP alone.
 
     precision: one of `precision.PRECISIONS`, what the model computes in while it is trained on; `auto` as in sampling.
+    guidance: what models with guidance built in (Flux dev, HunyuanVideo) are told while they are trained on, as by
+    FluxGuidance; 0 is the host's own default for each. Others have no use for it.
     """
 
     called = "CLIP"
     interrupts = (comfy.model_management.InterruptProcessingException,)
 
-    def __init__(self, clip: Any, model: Any = None, vae: Any = None, precision: str = "auto"):
-        self._clip, self._model, self._vae = clip, model, vae
-        self._dtype = None if precision == "auto" else dtype_of(precision)
+    def __init__(self, clip: Any, model: Any = None, vae: Any = None, precision: str = "auto", guidance: float = 0.0):
+        self._clip, self._model, self._vae, self._guidance = clip, model, vae, guidance
+        self._precision, self._dtype = precision, None if precision == "auto" else dtype_of(precision)
+        self._told_of_hooks = False
 
     @cached_property
     def encoders(self) -> dict[str, ComfyEncoder]:  # type: ignore[override]
         by_key = encoders(self._clip)
         if not by_key:
             raise UserError(
-                f"ComfyUI cannot use embeddings with this text encoder ({self.encoder_name}), so none can be made for "
-                "it."
+                f"No embedding can be made for this text encoder ({self.encoder_name}): ComfyUI's tokenizer for it "
+                f"does not ask for the embeddings that a prompt names, so nothing could ever be put in their place."
             )
         return by_key
 
@@ -221,27 +269,50 @@ class ComfyHost(Host):
     def encoder_name(self) -> str:
         return type(self._clip.cond_stage_model).__name__
 
+    @property
+    def left_out(self) -> list[str]:
+        taking = [encoder.model for encoder in self.encoders.values()]
+        models = self._clip.cond_stage_model.named_children()
+        return [name for name, model in models if hasattr(model, "encode_token_weights") and model not in taking]
+
     def apply(self, *embeddings: Embedding) -> Any:
         """A clone of the CLIP that knows `embedding:<name>`, before any file of that name. Raises as `check_fits`."""
         for embedding in embeddings:
             self.check_fits(embedding)
         applied = self._clip.clone()
-        applied.tokenizer = tokenizer_with(self._clip, Known({embedding.name: embedding for embedding in embeddings}))
+        applied.tokenizer = tokenizer_with(self._clip, self.encoders, Known({each.name: each for each in embeddings}))
         return applied
 
     def _encoded(self, embedding: Embedding) -> list[Tensor]:
         return encoded(self.apply(embedding), embedding.name)
 
     def _encoded_from(self, file: Path, embedding: Embedding) -> list[Tensor]:
+        if self.unread:
+            return self._encoded(replace(load_embedding(file), name=embedding.name))
         with TemporaryDirectory() as folder:  # the host looks through all that is below an embeddings folder
             shutil.copy(file, Path(folder, f"{embedding.name}{file.suffix}"))
             clip = self._clip.clone()
             clip.tokenizer = copy.copy(clip.tokenizer)
-            for encoder in encoders(self._clip).values():
+            for encoder in self.encoders.values():
                 own = copy.copy(encoder.tokenizer)
                 own.embedding_directory = [folder]
                 setattr(clip.tokenizer, encoder.attribute, own)
             return encoded(clip, embedding.name)
+
+    def names(self, prompt: str, name: str) -> bool:
+        asked: set[str] = set()
+
+        def find(key: str, found: str) -> Tensor:
+            asked.add(found)
+            return torch.zeros(1, self.encoders[key].width)
+
+        clip = copy.copy(self._clip)
+        clip.tokenizer = tokenizer_with(clip, self.encoders, find)
+        try:
+            clip.tokenize(prompt)
+        except IndexError:  # the host's own, of an `embedding:` without a name
+            return False
+        return name in asked
 
     @property
     def latent_multiple(self) -> int:
@@ -297,9 +368,20 @@ class ComfyHost(Host):
             pictures.append(self.decode(latents))
         return torch.cat(pictures)
 
+    def _tell_of_hooks(self) -> None:
+        if hooks_model(self._clip) and not self._told_of_hooks:
+            self._told_of_hooks = True
+            log.warning(
+                "textinv: The CLIP has hooks (Set CLIP Hooks) that change the MODEL while a picture is made, as a hook "
+                "LoRA with a strength_model does. Training leaves the MODEL as it is without them, so what is learnt "
+                "may not suit pictures made with them. To train with such a LoRA, put it on the MODEL and the CLIP "
+                "with LoraLoader instead."
+            )
+
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> ComfyModel:
         management, model, dtype = comfy.model_management, self._model, self._dtype
         stack.callback(management.soft_empty_cache)
+        self._tell_of_hooks()
         clip = without_streaming(self._clip, stack)
         if model.is_dynamic() or dtype is not None:
             model = model.clone(disable_dynamic=True)
@@ -324,16 +406,18 @@ class ComfyHost(Host):
             stack.enter_context(
                 replaced_method(embedder, "forward", lambda forward: lambda sizes: forward(upload(sizes, there)))
             )
-        return ComfyModel(model, clip, stack)
+        return ComfyModel(model, clip, encoders(clip), self._guidance, stack)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in self._model.model.diffusion_model.named_parameters(prefix="diffusion_model"):
             yield name, self._model.backup[name].weight if name in self._model.backup else weight
 
+    def told(self) -> dict[str, Any]:
+        return {"precision": self._precision, "guidance": self._guidance}
+
     def identities(self) -> dict[str, str]:
-        return identities(self._clip, self._model, self._vae, self._dtype)
+        return identities(self._clip, self._model, self._vae, self._dtype, self._guidance)
 
     def found(self, name: str) -> str | None:
-        encoders = self.encoders.items()
-        vectors = {key: encoder.tokenizer._try_get_embedding(name)[0] for key, encoder in encoders}
+        vectors = {key: encoder.found(name) for key, encoder in self.encoders.items()}
         return None if all(each is None for each in vectors.values()) else mark(vectors)

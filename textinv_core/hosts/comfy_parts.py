@@ -49,10 +49,17 @@ def transformer_options(model: ModelPatcher) -> dict[str, Any]:
 
 
 def identities(
-    clip: comfy.sd.CLIP, model: ModelPatcher | None, vae: comfy.sd.VAE | None, dtype: torch.dtype | None
+    clip: comfy.sd.CLIP,
+    model: ModelPatcher | None,
+    vae: comfy.sd.VAE | None,
+    dtype: torch.dtype | None,
+    guidance: float,
 ) -> dict[str, str]:
-    """See `Host.identities`; dtype: what the model is to compute in, None as in sampling."""
+    """See `Host.identities`; dtype: what the model is to compute in, None as in sampling. guidance: what it is told, 0
+    for the host's own default."""
     parts: dict[str, Any] = {} if model is None else {"model": _model(model, dtype)}
+    if model is not None and guidance:
+        parts["model"]["guidance"] = guidance
     parts |= {"clip": clip} if vae is None else {"clip": clip, "vae": vae}
     patchers = [each for each in (model, clip.patcher, getattr(vae, "patcher", None)) if each is not None]
     instead = _Instead(patchers, None if model is None else model.model_dtype())

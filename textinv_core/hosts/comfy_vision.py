@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..embedding import Embedding
 from ..errors import UserError
-from .autograd import lean, ordinary_weights, storages, tolerating_inplace
+from .autograd import lean, ordinary_weights, storages
 from .base import Known
 from .comfy import lean_modules, recast, set_for_training, without_streaming
 from .comfy_text import encoders, tokenizer_with
+from .tolerant import Tolerant
 
 # Encoder key -> the vision model it was trained with, for the text encoders whose checkpoints hold the projection into
 # the space they share. CLIP-L's, in SD1.x and SDXL, do not: the host computes with whatever was in memory there, and
@@ -87,11 +88,12 @@ def pooled_text(clip: Any, key: str) -> Iterator[Callable[[Sequence[str], Embedd
         stack.callback(encoder.model.reset_clip_options)
         encoder.model.reset_clip_options()
         encoder.model.set_clip_options({"execution_device": clip.patcher.load_device})
-        weights = storages(encoder.model)
+        tolerant = Tolerant(storages(encoder.model))
 
         def pooled(prompts: Sequence[str], embedding: Embedding) -> Tensor:
             management.throw_exception_if_processing_interrupted()
-            tokenizer = getattr(tokenizer_with(clip, Known({embedding.name: embedding})), encoder.attribute)
+            known = tokenizer_with(clip, {key: encoder}, Known({embedding.name: embedding}))
+            tokenizer = getattr(known, encoder.attribute)
             windows = [tokenizer.tokenize_with_weights(prompt) for prompt in prompts]
             if any(len(of_prompt) > 1 for of_prompt in windows):
                 raise UserError(
@@ -99,7 +101,7 @@ def pooled_text(clip: Any, key: str) -> Iterator[Callable[[Sequence[str], Embedd
                     "one window of 75 tokens with the words around it, which is all that can be compared with "
                     "pictures. Take fewer vectors."
                 )
-            with tolerating_inplace(weights):
+            with tolerant, tolerant.keeping():
                 return encoder.model.encode([[token for token, _ in window] for [window] in windows])[1]
 
         yield pooled

@@ -5,8 +5,9 @@ than of progress, so these are kept fixed. Here timesteps are spread evenly inst
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import pvariance
 
 import torch
@@ -80,15 +81,18 @@ def probes(
     Pictures are taken in turn: those held out, or where there are none, those learnt from. Each prompt is of one of the
     template's lines that name what is learnt; pictures for which none does are left out.
     """
-    naming = []
-    for pictures in (held_out, learnt_from):
-        prompts = [[learnable.prompt(line, example) for line in settings.template] for example in pictures]
-        named = [list(filter(learnable.is_named, of_picture)) for of_picture in prompts]
-        naming = naming or [(example, names) for example, names in zip(pictures, named, strict=True) if names]
+
+    def naming(pictures: Sequence[Example]) -> Iterator[tuple[Example, list[str]]]:
+        for example in pictures:
+            prompts = [learnable.prompt(line, example) for line in settings.template]
+            if named := list(filter(learnable.is_named, prompts)):
+                yield example, named
+
+    of_pictures = list(islice(naming(held_out), PROBES)) or list(islice(naming(learnt_from), PROBES))
     first, end = timestep_range(timesteps, settings.min_timestep, settings.max_timestep)
     made = []
     for number in range(PROBES):
-        example, prompts = naming[number % len(naming)]
+        example, prompts = of_pictures[number % len(of_pictures)]
         line = int(torch.randint(len(prompts), (), generator=chance(settings.seed, "probes", number, 0)))
         timestep = first + (2 * number + 1) * (end - first) // (2 * PROBES)
         made.append(Probe(number, example, prompts[line], timestep))

@@ -21,7 +21,7 @@ DIGESTS = {
     "pictures": "the pictures",
     "captions": "the captions",
     "masks": "the masks",
-    "model": "the model, or what is patched on it",
+    "model": "the model, what is patched on it, or its precision or guidance",
     "clip": "the text encoders, or what is patched on them",
     "vae": "the VAE",
     "embeddings": "what other embeddings the prompts name, or these files,",

@@ -94,7 +94,7 @@ def learn(
     as_trained = [cropped(picture, host.latent_multiple) for picture in pictures]
     height, width = as_trained[0].pixels.shape[:2] if pictures else (0, 0)
     about_model = {**host.facts(), "modelspec.resolution": f"{width}x{height}"}
-    learnable = LearnableEmbedding(with_model(embedding, about_model), shuffle)
+    learnable = LearnableEmbedding(with_model(embedding, about_model), shuffle, host.names)
     examples = [Example(torch.empty(0), picture.caption) for picture in pictures]
     last_step = check(learnable, examples, settings, processes).last_step
 
@@ -111,7 +111,7 @@ def learn(
             held_out = [pictures[i].name for i in split(len(pictures), settings)[1]]
             shows_it = preview is not None and is_alike(preview, folder.settings().get("preview"))
             if not isinstance(past, Ended):
-                told = _told(folder, past, about, learnable, settings, preview, len(pictures), held_out)
+                told = _told(folder, past, about, learnable, settings, host.told(), preview, len(pictures), held_out)
                 folder.write_settings(told)
             if held_out and not isinstance(past, Ended):
                 log.info(f"textinv: {embedding.name} does not learn from {', '.join(sorted(held_out))}.")
@@ -186,6 +186,7 @@ def _told(
     about: Mapping[str, Any],
     learnable: LearnableEmbedding,
     settings: TrainSettings,
+    told_host: Mapping[str, Any],
     preview: Preview | None,
     pictures: int,
     held_out: Sequence[str],
@@ -194,6 +195,7 @@ def _told(
     until which step."""
     told = {
         **asdict(settings),
+        **told_host,
         **about,
         "embedding": learnable.name,
         "pictures": pictures,

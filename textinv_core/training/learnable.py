@@ -1,7 +1,7 @@
 """What is trained, told apart from how: its tensors, and how a batch of prompts is conditioned with them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..devices import upload
 from ..embedding import Embedding
 from ..hosts.base import Lookup, TrainableModel
-from ..prompts import names_embedding, render
+from ..prompts import EMBEDDING, names_embedding, render
 from ..shuffle import ShuffleConfig
 from .chance import chance
 from .examples import Example
@@ -81,10 +81,14 @@ class Learnable(ABC):
 
 @dataclass(frozen=True)
 class LearnableEmbedding(Learnable):
-    """One embedding, all its vectors, shuffled in the training prompts if told so."""
+    """One embedding, all its vectors, shuffled in the training prompts if told so.
+
+    names: whether a prompt names the embedding of a name, see `Host.names`.
+    """
 
     embedding: Embedding
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
+    names: Callable[[str, str], bool] = names_embedding
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -99,10 +103,14 @@ class LearnableEmbedding(Learnable):
         return {(self.name, key): rows for key, rows in self.embedding.vectors.items()}
 
     def prompt(self, line: str, example: Example) -> str:
-        return render(line, self.name, example.caption)
+        prompt = render(line, self.name, example.caption)
+        # Some models put a prompt right behind words of their own, and find a name behind whitespace alone.
+        if prompt.startswith(EMBEDDING) and not self.is_named(prompt) and self.is_named(f" {prompt}"):
+            return f" {prompt}"
+        return prompt
 
     def is_named(self, prompt: str) -> bool:
-        return names_embedding(prompt, self.name)
+        return self.names(prompt, self.name)
 
     def conditions(self, model: TrainableModel, tensors: Mapping[Address, Tensor], batch: Batch) -> Sequence[Any]:
         samples = range(batch.first, batch.first + len(batch.prompts))

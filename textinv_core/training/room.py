@@ -57,7 +57,10 @@ class Room:
                 return [compute(slice(at, at + size)) for at in range(0, len(examples), size)]
             except RuntimeError as error:
                 if not is_out_of_memory(error):
-                    raise
+                    if not self.model.give_way():
+                        raise
+                    log.debug("textinv: tried again, tolerantly, because of: %s", error)
+                    continue
                 reason = str(error)
             # Behind the handler and in another call, because the error and its frames hold all that fills the memory.
             self._make(examples, reason)

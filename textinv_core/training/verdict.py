@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..embedding import Embedding
+from ..embedding import Embedding, unread_text
 from ..errors import UserError
 from ..hosts.base import Host
 
@@ -75,11 +75,12 @@ def verdict(
     word_norms: Mapping[str, float],
     fixed_loss: tuple[float, float] | None = None,
     off: float | None = None,
+    unread: Sequence[str] = (),
 ) -> Verdict:
     """Compare what was learnt with what it was before.
 
     word_norms: see `Host.word_norms`. fixed_loss: before the first step and after the last. off: see `Host.read_back`,
-    None where that was not tried.
+    None where that was not tried. unread: see `Host.unread`.
     """
     vectors = {key: _moved(before, after, key, norm) for key, norm in word_norms.items()}
     is_read = None if off is None else off <= ROUNDING
@@ -125,6 +126,8 @@ def verdict(
             "The saved file, read as prompts read it, does not give the conditioning that was trained: see what the "
             "log says of the file, and save the embedding again."
         )
+    if unread:
+        right.append(unread_text(", ".join(unread)))
     return Verdict(" ".join([*wrong, *right]), not wrong, fixed_loss, vectors, is_read)
 
 
@@ -149,7 +152,8 @@ def judged(
     taken, start = dict(evaluations), before.step or 0
     fixed_loss = (taken[start], taken[learnt.step]) if start in taken and learnt.step in taken else None
     try:
-        found = verdict(before, learnt, host.word_norms(), fixed_loss, _read_back(host, learnt, path))
+        off = _read_back(host, learnt, path)
+        found = verdict(before, learnt, host.word_norms(), fixed_loss, off, host.unread)
     except host.interrupts:
         log.warning("textinv: looking at the result was cancelled; what was learnt is kept.")
         return None

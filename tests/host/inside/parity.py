@@ -66,9 +66,10 @@ def different_windows(clip) -> list:
     prompts = ["", "a cat", "embedding:my-dog", "tiny " * 200, "embedding:my-dog " * 40]
     prompts += ["".join(generator.choices(PIECES, k=generator.randint(1, 30))) for _ in range(400)]
     wrong = []
-    for key, encoder in ComfyHost(clip).encoders.items():
+    encoders = ComfyHost(clip).encoders
+    for encoder in encoders.values():
         vectors = torch.arange(3)[:, None].repeat(1, encoder.width).float()
-        known = tokenizer_with(clip, lambda _, name, vectors=vectors: vectors if name == "my-dog" else None)
+        known = tokenizer_with(clip, encoders, lambda _, name, vectors=vectors: vectors if name == "my-dog" else None)
         known = getattr(known, encoder.attribute)
         own = encoder.tokenizer
         for prompt in prompts:
@@ -80,7 +81,7 @@ def different_windows(clip) -> list:
             ours = windows(groups, own.max_length, own.start_token, own.end_token, own.pad_token)
             theirs = known.tokenize_with_weights(prompt)
             if plain(ours) != plain(theirs):
-                wrong.append([key, prompt])
+                wrong.append([encoder.attribute, prompt])
     return wrong
 
 

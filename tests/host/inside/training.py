@@ -35,6 +35,12 @@ TEXT, NAME = "a red dog", "my-dog"
 checkpoint, steps = pack.ARGS[0], int(pack.ARGS[1]) if len(pack.ARGS) > 1 else 24
 
 
+class Intolerant(nullcontext):
+    """In place of `Tolerant`: autograd as it is."""
+
+    keeping = nullcontext
+
+
 def host_flags():
     management = comfy.model_management
     return management.in_training, management.NUM_STREAMS, management.intermediate_device
@@ -99,14 +105,14 @@ def plain_gradient(host, embedding, example):
         return x + self.mlp(self.layer_norm2(x))
 
     original = comfy.clip_model.CLIPLayer.forward
-    hooks = comfy_host.tolerating_inplace, base.lean
+    hooks = base.Tolerant, base.lean
     comfy.clip_model.CLIPLayer.forward = out_of_place
-    comfy_host.tolerating_inplace, base.lean = lambda _: nullcontext(), lambda *_: nullcontext()
+    base.Tolerant, base.lean = lambda *_: Intolerant(), lambda *_: nullcontext()
     try:
         return gradient(host, embedding, example)[0]
     finally:
         comfy.clip_model.CLIPLayer.forward = original
-        comfy_host.tolerating_inplace, base.lean = hooks
+        base.Tolerant, base.lean = hooks
 
 
 def main():
@@ -238,7 +244,7 @@ def main():
         for attribute, tokenizer in vars(mute.tokenizer).items():
             if isinstance(tokenizer, SDTokenizer):
                 silent = copy.copy(tokenizer)
-                silent.embedding_directory = None
+                silent.embedding_identifier = "no name at all:"
                 setattr(mute.tokenizer, attribute, silent)
         try:
             comfy_host.ComfyHost(mute).widths  # noqa: B018

@@ -9,3 +9,7 @@ class HookKeyframe:
 
 class HookKeyframeGroup:
     keyframes: list[HookKeyframe]
+
+
+class WeightHook:
+    _strength_model: float
