@@ -193,6 +193,7 @@ class ComfyModel(TrainableModel):
             self.device,
             "positive",
             latent_image=latent,
+            latent_shapes=[latent.shape],
         )
         if unknown := self._told.keys() - cond["model_conds"].keys():
             log.warning(f"textinv: this model has no use for {', '.join(unknown)}; it is trained as without.")
@@ -380,6 +381,11 @@ class ComfyHost(Host):
 
     def _load(self, latent: Tensor, batch_size: int, stack: ExitStack) -> ComfyModel:
         management, model, dtype = comfy.model_management, self._model, self._dtype
+        if comfy.sample.fix_empty_latent_channels(model, torch.zeros_like(latent)[None]).is_nested:
+            raise UserError(
+                "Embeddings cannot be trained on this model: what it makes is of several kinds at once, such as "
+                "pictures and sound, and pictures alone are no example for it."
+            )
         stack.callback(management.soft_empty_cache)
         self._tell_of_hooks()
         clip = without_streaming(self._clip, stack)

@@ -69,12 +69,14 @@ def look_at(family):
     with torch.inference_mode():
         model, clip = family.model(), family.clip()
     host = ComfyHost(clip, model)
+    latent = torch.randn(family.latent, generator=torch.Generator().manual_seed(1))
     try:
         with torch.inference_mode():
             start = host.create_embedding(NAME, "a dog", 2)
+            with host.trainable(latent, 1):
+                pass
     except UserError as error:
         return {"refused": str(error)}
-    latent = torch.randn(family.latent, generator=torch.Generator().manual_seed(1))
     comfy.model_management.load_models_gpu([model, clip.patcher])  # which leaves marks of its own on modules
     before = state(model, clip)
     with torch.inference_mode():
