@@ -1,6 +1,6 @@
 """Training an embedding on each of the host's model families, made small with random weights; prints JSON by family.
 
-families.py [quick | NAME ...]: the quick half, those named, or all.
+families.py [NAME ...]: those named, or all.
 
 What is printed of each: `keys` of the encoders that take part, `order` in which they do, `unread` by plain prompts;
 `refused`, with nothing else, where none can; `slope` of the loss along its gradient, measured over computed;
@@ -115,11 +115,7 @@ def look_at(family):
     }
 
 
-chosen = [
-    name
-    for name, family in FAMILIES.items()
-    if (family.quick if pack.ARGS == ["quick"] else not pack.ARGS or name in pack.ARGS)
-]
+chosen = [name for name in FAMILIES if not pack.ARGS or name in pack.ARGS]
 result = {}
 for name in chosen:
     began = time.perf_counter()

@@ -53,7 +53,7 @@ class Family:
 
     name: what the README calls it. model, clip: make it. latent: the shape of a small picture's latent, [C, ..., h, w].
     keys: of the encoders that can take an embedding. read: those of them whose stock tokenizer reads `embedding:<name>`
-    out of a prompt. quick: whether it is one of those that are tried in every run of the tests.
+    out of a prompt.
     """
 
     name: str
@@ -62,4 +62,3 @@ class Family:
     latent: tuple[int, ...]
     keys: tuple[str, ...]
     read: tuple[str, ...] = field(default=())
-    quick: bool = False

@@ -206,7 +206,6 @@ FAMILIES: tuple[Family, ...] = (
         latent=(4, 8, 8),
         keys=("clip_l",),
         read=("clip_l",),
-        quick=True,
     ),
     Family(
         "SD2.x",
@@ -230,7 +229,6 @@ FAMILIES: tuple[Family, ...] = (
         latent=(4, 8, 8),
         keys=("clip_l", "clip_g"),
         read=("clip_l", "clip_g"),
-        quick=True,
     ),
     Family(
         "SDXL refiner",
@@ -275,7 +273,6 @@ FAMILIES: tuple[Family, ...] = (
         latent=(16, 8, 8),
         keys=("clip_l", "t5xxl"),
         read=("clip_l", "t5xxl"),
-        quick=True,
     ),
     Family(
         "Flux schnell",
@@ -308,7 +305,6 @@ FAMILIES: tuple[Family, ...] = (
         latent=(16, 8, 8),
         keys=("t5xxl",),
         read=("t5xxl",),
-        quick=True,
     ),
     Family(
         "PixArt Σ",
@@ -325,7 +321,6 @@ FAMILIES: tuple[Family, ...] = (
         latent=(4, 34, 34),  # below 33 the host divides by zero
         keys=("t5xxl",),
         read=("t5xxl",),
-        quick=True,
     ),
     Family(
         "AuraFlow",
@@ -342,7 +337,6 @@ FAMILIES: tuple[Family, ...] = (
         clip(aura_t5.AuraT5Tokenizer, aura_t5.AuraT5Model),
         latent=(4, 8, 8),
         keys=("pile_t5xl",),
-        quick=True,
     ),
     Family(
         "HunyuanDiT",
@@ -357,7 +351,6 @@ FAMILIES: tuple[Family, ...] = (
         clip(hydit.HyditTokenizer, hydit.HyditModel, **{"mt5xl.spiece_model": sentence_pieces}),
         latent=(4, 8, 8),
         keys=("chinese_roberta", "mt5xl"),
-        quick=True,
     ),
     Family(
         "HiDream",
@@ -426,7 +419,6 @@ FAMILIES: tuple[Family, ...] = (
         latent=(16, 1, 8, 8),
         keys=("t5xxl",),
         read=("t5xxl",),
-        quick=True,
     ),
     Family(
         "Cosmos1",
@@ -449,7 +441,6 @@ FAMILIES: tuple[Family, ...] = (
         clip(wan.WanT5Tokenizer, wan.te(), spiece_model=sentence_pieces),
         latent=(16, 1, 8, 8),
         keys=("umt5xxl",),
-        quick=True,
     ),
     Family(
         "HunyuanVideo",
@@ -466,7 +457,6 @@ FAMILIES: tuple[Family, ...] = (
         clip(hunyuan_video.HunyuanVideoTokenizer, hunyuan_video.hunyuan_video_clip()),
         latent=(16, 1, 8, 8),
         keys=("clip_l", "llama"),  # its stock tokenizer compares what it read with a number, and fails
-        quick=True,
     ),
     Family(
         "LTXV",
@@ -482,7 +472,6 @@ FAMILIES: tuple[Family, ...] = (
         latent=(128, 1, 8, 8),
         keys=("t5xxl",),
         read=("t5xxl",),
-        quick=True,
     ),
     Family(
         "Mochi",

@@ -421,10 +421,9 @@ def _family(
     latent: tuple[int, ...],
     *keys: str,
     read: tuple[str, ...] | None = None,
-    quick: bool = False,
 ) -> Family:
     """read: all of `keys`, unless it is given."""
-    return Family(name, model, clip, latent, keys, keys if read is None else read, quick)
+    return Family(name, model, clip, latent, keys, keys if read is None else read)
 
 
 _of = functools.partial
@@ -436,7 +435,6 @@ FAMILIES: tuple[Family, ...] = (
         _of(_clip, z_image.ZImageTokenizer, z_image.te(), "qwen3_4b"),
         (16, 8, 8),
         "qwen3_4b",
-        quick=True,
     ),
     _family(
         "Flux2 dev",
@@ -444,7 +442,6 @@ FAMILIES: tuple[Family, ...] = (
         _of(_mistral, flux.Flux2Tokenizer, flux.flux2_te(pruned=True), "mistral3_24b", layers=30),
         (128, 8, 8),
         "mistral3_24b",
-        quick=True,
     ),
     _family(
         "Flux2 Klein",
@@ -452,7 +449,6 @@ FAMILIES: tuple[Family, ...] = (
         _of(_clip, flux.KleinTokenizer, flux.klein_te(), "qwen3_4b", layers=28),
         (128, 8, 8),
         "qwen3_4b",
-        quick=True,
     ),
     _family(
         "Qwen-Image",
@@ -461,7 +457,6 @@ FAMILIES: tuple[Family, ...] = (
         (16, 1, 8, 8),
         "qwen25_7b",
         read=(),
-        quick=True,
     ),
     _family(
         "Krea2",
@@ -469,7 +464,6 @@ FAMILIES: tuple[Family, ...] = (
         _of(_qwen3vl_4b, krea2.Krea2Tokenizer, krea2.te(), layers=36),
         (16, 1, 8, 8),
         "qwen3vl_4b",
-        quick=True,
     ),
     _family(
         "Lumina2",
@@ -478,7 +472,6 @@ FAMILIES: tuple[Family, ...] = (
         (16, 8, 8),
         "gemma2_2b",
         read=(),
-        quick=True,
     ),
     _family(
         "Kandinsky5 Image",
@@ -493,7 +486,6 @@ FAMILIES: tuple[Family, ...] = (
         "clip_l",
         "qwen25_7b",
         read=("clip_l",),
-        quick=True,
     ),
     _family(
         "Omnigen2",
@@ -509,7 +501,6 @@ FAMILIES: tuple[Family, ...] = (
         _of(_mistral, ernie.ErnieTokenizer, ernie.te(), "ministral3_3b"),
         (128, 8, 8),
         "mistral3_24b",  # not its encoder's name
-        quick=True,
     ),
     _family(
         "Anima",
@@ -518,7 +509,6 @@ FAMILIES: tuple[Family, ...] = (
         (16, 1, 8, 8),
         "qwen3_06b",
         read=(),  # its tokenizer reads the vectors for T5 too, of which the host wants whole numbers, and stops
-        quick=True,
     ),
     _family(
         "HunyuanImage 2.1",
@@ -577,14 +567,12 @@ FAMILIES: tuple[Family, ...] = (
         (3, 32, 32),
         "gemma2_2b",
         read=(),
-        quick=True,
     ),
     _family(
         "LongCat",  # its tokenizer does not look for embeddings
         _of(_model, supported.LongCatImage, **_FLUX),
         _of(_qwen25, longcat_image.LongCatImageTokenizer, longcat_image.te()),
         (16, 8, 8),
-        quick=True,
     ),
     _family(
         "NewBie",
@@ -594,7 +582,6 @@ FAMILIES: tuple[Family, ...] = (
         "gemma3_4b",
         "jina_clip_2",
         read=(),
-        quick=True,
     ),
     _family(
         "HunyuanVideo 1.5",
