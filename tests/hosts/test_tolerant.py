@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
-from torch import nn
+from torch import library, nn
 from torch.nn import functional
 from torch.overrides import _get_current_function_mode_stack
 
@@ -400,12 +400,12 @@ def test_gradients_are_not_lost_in_inference_tensors(made_in_inference, name):
 # Operations without a backward
 
 
-@torch.library.custom_op("textinv_tests::scaled", mutates_args=())
+@library.custom_op("textinv_tests::scaled", mutates_args=())
 def scaled(x: torch.Tensor, by: float) -> torch.Tensor:
     return x * by
 
 
-@torch.library.custom_op("textinv_tests::swap_", mutates_args={"x", "y"})
+@library.custom_op("textinv_tests::swap_", mutates_args={"x", "y"})
 def swap_(x: torch.Tensor, y: torch.Tensor) -> None:
     kept = x.clone()
     x.copy_(y)
