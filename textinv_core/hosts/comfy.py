@@ -262,7 +262,7 @@ class ComfyHost(Host):
         if not by_key:
             raise UserError(
                 f"No embedding can be made for this text encoder ({self.encoder_name}): ComfyUI's tokenizer for it "
-                f"does not ask for the embeddings that a prompt names, so nothing could ever be put in their place."
+                "does not ask for the embeddings that a prompt names, so nothing could ever be put in their place."
             )
         return by_key
 

@@ -177,9 +177,9 @@ def _model(clip: Any, attribute: str) -> Any:
 
 
 def _read_by_plain_prompts(clip: Any) -> set[str]:
-    """The attributes of the tokenizers through which a plain prompt finds embeddings in files. None for CLIPs whose
-    prompts fail on one: where vectors are compared with numbers, or taken for such by what is no model."""
-    stock = {name: tokenizer for name, each in _tokenizers(clip).items() if (tokenizer := _stock(each))}
+    """The attributes of the tokenizers through which a plain prompt finds embeddings in files: none where it fails on
+    one, because vectors are compared with numbers there, or taken for such by what is no model."""
+    stock = {name: _stock(each) for name, each in _tokenizers(clip).items()}
     looking = {name: each for name, each in stock.items() if each.embedding_directory is not None}
     found = _asked(clip, looking, as_dicts=False) or {}
     return set() if any(_model(clip, attribute) is _NOWHERE for attribute in found) else set(found)
